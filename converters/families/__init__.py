@@ -1,0 +1,20 @@
+"""One table per model family, found by the `model_type` of a Hugging Face config."""
+
+from typing import Any
+
+from converters.families.family import Family
+from converters.families.qwen2 import QWEN2
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2,)}
+
+
+def family_of(hf_config: dict[str, Any]) -> Family:
+    """The family of a parsed `config.json`.
+
+    Raises:
+        ValueError: no table knows its `model_type`.
+    """
+    model_type = hf_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"config.json: model_type {model_type!r} is not supported; supported: {sorted(FAMILIES)}")
+    return FAMILIES[model_type]

@@ -1,0 +1,161 @@
+"""Hugging Face model folders: safetensors read lazily and written shard by shard, never pickles."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+INDEX_NAME = "model.safetensors.index.json"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json`.
+
+    Raises:
+        ValueError: the folder or the file is missing, or is not JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; {folder} is not a Hugging Face model folder")
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); restore the file") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path}: holds a {type(parsed).__name__}, not a JSON object; restore the file")
+    return parsed
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name to the safetensors file that holds it.
+
+    Raises:
+        ValueError: no weights, a file of the index is missing, or a file is damaged.
+    """
+    index = folder / INDEX_NAME
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no *.safetensors weights; download them, or convert other formats to safetensors")
+    names: dict[str, Path] = {}
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            raise ValueError(f"{path}: named in {INDEX_NAME} but missing; fetch the file again")
+        try:
+            with safe_open(path, framework="pt") as reader:
+                names |= dict.fromkeys(reader.keys(), path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
+    return names
+
+
+class HFReader:
+    """Tensors of a folder by name, read when asked for.
+
+    Raises:
+        ValueError: as `weight_files`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = weight_files(folder)
+        self._open: dict[Path, Any] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors in the folder."""
+        return set(self._files)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor `name`; ValueError if the folder lacks it."""
+        if name not in self._files:
+            raise ValueError(f"{self.folder}: tensor {name!r} is missing; the folder is incomplete or of another model")
+        path = self._files[name]
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="pt")
+        return self._open[path].get_tensor(name)
+
+
+@dataclass(slots=True)
+class _Shards:
+    """Collects tensors and writes a file whenever `shard_bytes` is passed."""
+
+    folder: Path
+    shard_bytes: int
+    pending: dict[str, Tensor]
+    pending_bytes: int
+    weight_map: dict[str, str]
+    total_bytes: int
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if self.pending and self.pending_bytes + size > self.shard_bytes:
+            self.flush()
+        self.pending[name] = tensor.detach().cpu().contiguous().clone()
+        self.pending_bytes += size
+        self.total_bytes += size
+
+    def flush(self) -> None:
+        file = f"shard-{len(set(self.weight_map.values())) + 1:05d}.safetensors"
+        save_file(self.pending, self.folder / file, metadata={"format": "pt"})
+        self.weight_map |= dict.fromkeys(self.pending, file)
+        self.pending, self.pending_bytes = {}, 0
+
+
+def write_folder(
+    destination: Path, tensors: Iterable[tuple[str, Tensor]], like: Path, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write `tensors` as a complete model folder; every other file comes from the folder `like`.
+
+    The folder appears under its name only when it is whole.
+    """
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for path in sorted(like.iterdir()):
+        if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES and path.name != INDEX_NAME:
+            shutil.copyfile(path, temporary / path.name)
+    shards = _Shards(temporary, shard_bytes, {}, 0, {}, 0)
+    for name, tensor in tensors:
+        shards.add(name, tensor)
+    shards.flush()
+    _name_shards(shards)
+    _sync_folder(temporary)
+    shutil.rmtree(destination, ignore_errors=True)
+    temporary.rename(destination)
+
+
+def _name_shards(shards: _Shards) -> None:
+    """Give the shards the names that transformers and vLLM look for, now that their number is known."""
+    files = sorted(set(shards.weight_map.values()))
+    if len(files) == 1:
+        (shards.folder / files[0]).rename(shards.folder / "model.safetensors")
+        return
+    final = {file: f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i, file in enumerate(files)}
+    for file, name in final.items():
+        (shards.folder / file).rename(shards.folder / name)
+    index = {
+        "metadata": {"total_size": shards.total_bytes},
+        "weight_map": {name: final[file] for name, file in shards.weight_map.items()},
+    }
+    (shards.folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _sync_folder(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,1 @@
+"""What the policy is trained towards: advantages and losses, as pure functions."""

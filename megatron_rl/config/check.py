@@ -1,0 +1,90 @@
+"""Refusals that need several fields at once. Nothing heavy is imported."""
+
+from megatron_rl.config.schema import Algorithm, GenerationConfig, PolicyConfig, TrainConfig
+from megatron_rl.errors import InputError
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuse a configuration that cannot run.
+
+    Raises:
+        InputError: the first impossible combination, with both values and the remedy.
+    """
+    _check_sections(config)
+    _check_layout(config)
+    _check_start(config.policy)
+    if config.generation is not None:
+        _check_generation(config.generation, config)
+    for key in ("seed", "policy.micro_batch_tokens", "policy.max_total_sequence_length", "policy.logprob_chunk_tokens"):
+        value = _at(config, key)
+        if value < 1:
+            raise InputError(f"{key}={value}: must be at least 1")
+
+
+def _check_sections(config: TrainConfig) -> None:
+    section = config.algorithm.value
+    if getattr(config, section) is None:
+        raise InputError(f"algorithm={section} needs the section {section!r} with {section}.max_num_steps")
+    if config.max_num_steps < 1:
+        raise InputError(f"{section}.max_num_steps={config.max_num_steps}: must be at least 1")
+    generates = config.algorithm is Algorithm.GRPO or bool(config.validation.data)
+    if generates and config.generation is None:
+        raise InputError("grpo and validation generate text: set generation.max_new_tokens")
+    if config.grpo is not None and config.grpo.num_generations_per_prompt < 2:
+        raise InputError(
+            f"grpo.num_generations_per_prompt={config.grpo.num_generations_per_prompt}: "
+            "a group's advantage needs at least 2 samples"
+        )
+
+
+def _check_layout(config: TrainConfig) -> None:
+    policy, world = config.policy, config.world_size
+    tp, pp = policy.tensor_model_parallel_size, policy.pipeline_model_parallel_size
+    for name, size in (("tensor_model_parallel_size", tp), ("pipeline_model_parallel_size", pp)):
+        if size < 1:
+            raise InputError(f"policy.{name}={size}: must be at least 1")
+    if world % (tp * pp):
+        raise InputError(
+            f"cluster.num_nodes x cluster.gpus_per_node = {world} ranks is not a multiple of "
+            f"policy.tensor_model_parallel_size x policy.pipeline_model_parallel_size = {tp} x {pp}; change one of them"
+        )
+    if policy.sequence_parallel and tp == 1:
+        raise InputError("policy.sequence_parallel=true needs policy.tensor_model_parallel_size above 1; it is 1")
+
+
+def _check_start(policy: PolicyConfig) -> None:
+    if (policy.model_name is None) == (policy.from_scratch is None):
+        raise InputError(
+            "set exactly one of policy.model_name (a Hugging Face folder) and policy.from_scratch; "
+            f"policy.model_name is {policy.model_name!r}"
+        )
+
+
+def _check_generation(generation: GenerationConfig, config: TrainConfig) -> None:
+    if config.algorithm is Algorithm.GRPO:
+        if generation.top_p != 1.0 or generation.top_k != -1:
+            raise InputError(
+                f"generation.top_p={generation.top_p}, generation.top_k={generation.top_k}: training samples from the "
+                "policy itself, which filtering changes; set generation.top_p=1.0 and generation.top_k=-1"
+            )
+        if generation.temperature <= 0:
+            raise InputError(f"generation.temperature={generation.temperature}: training needs a temperature above 0")
+    if generation.max_new_tokens >= config.policy.max_total_sequence_length:
+        raise InputError(
+            f"generation.max_new_tokens={generation.max_new_tokens} leaves no room for a prompt in "
+            f"policy.max_total_sequence_length={config.policy.max_total_sequence_length}; lower the first"
+        )
+    engines = generation.num_engines or max(1, config.world_size // generation.tensor_parallel_size)
+    if engines > config.world_size:
+        raise InputError(
+            f"generation.num_engines={engines} is above the job's {config.world_size} ranks, each of which leads at "
+            "most one engine; lower it"
+        )
+
+
+def _at(config: TrainConfig, key: str) -> int:
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert isinstance(value, int)
+    return value

@@ -1,0 +1,228 @@
+"""Every configuration key, its type, default and meaning. A default lives here and nowhere else.
+
+Names follow NeMo-RL where the meaning is the same. Units stand in the name or in the line below the field.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from omegaconf import MISSING
+
+
+class Algorithm(StrEnum):
+    SFT = "sft"
+    GRPO = "grpo"
+
+
+class Domain(StrEnum):
+    MATH = "math"
+    CODE = "code"
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    num_nodes: int = 1
+    gpus_per_node: int = 8
+    """Megatron ranks per node: one per GPU, or that many processes on a machine without one."""
+    device: Device = Device.AUTO
+    timeout_minutes: int = 30
+    """Deadline of every collective and of every wait between ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchConfig:
+    """A randomly initialised Qwen2 model and a tokenizer trained on `tokenizer_data`: tiny worlds only."""
+
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    num_hidden_layers: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    vocab_size: int = MISSING
+    """Upper bound: a small corpus may yield fewer entries."""
+    max_position_embeddings: int = MISSING
+    tie_word_embeddings: bool = False
+    tokenizer_data: tuple[str, ...] = ()
+    """JSONL files whose prompts and responses train the tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    lr: float = 1e-6
+    lr_warmup_steps: int = 0
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    model_name: str | None = None
+    """Hugging Face folder: config, tokenizer, and weights to start from."""
+    from_checkpoint: str | None = None
+    """A checkpoint (`checkpoints/step_N`) or a run folder whose newest one gives the weights to start from."""
+    from_scratch: ScratchConfig | None = None
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    sequence_parallel: bool = False
+    precision: Precision = Precision.BF16
+    max_total_sequence_length: int = MISSING
+    """Prompt and response together, in tokens."""
+    micro_batch_tokens: int = 16384
+    """Token budget of one packed micro-batch; a longer sample is a micro-batch of its own."""
+    logprob_chunk_tokens: int = 1024
+    """Logits exist for this many tokens at a time."""
+    make_vocab_size_divisible_by: int = 128
+    """The embedding is padded to a multiple of this times TP; padded rows have probability zero."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_new_tokens: int = MISSING
+    tensor_parallel_size: int = 1
+    num_engines: int | None = None
+    """vLLM engines in the job; default one per `tensor_parallel_size` ranks."""
+    max_num_seqs: int = 256
+    """Sequences that one engine decodes together."""
+    gpu_memory_utilization: float = 0.6
+    cpu_kv_cache_gib: int = 1
+    """Key-value cache of an engine without a GPU."""
+    enforce_eager: bool = False
+    sync_bucket_mib: int = 512
+    """Weights travel to the engine in buckets of this size."""
+    timeout_minutes: int = 60
+    """Deadline of an engine's start, of one step's generation, and of one weight sync."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    num_prompts_per_step: int = 128
+    num_generations_per_prompt: int = 8
+    max_num_steps: int = MISSING
+    max_token_mult_prob_error: float = 1.05
+    """Stop when the mean of exp|policy - rollout log-prob| passes this: the engine no longer samples the policy."""
+    max_infra_error_fraction: float = 0.05
+    """Stop when more than this share of a step's samples could not be verified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    global_batch_size: int = 64
+    """Examples per optimizer step."""
+    max_num_steps: int = MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str = MISSING
+    """JSONL. `id` is optional (default: the line number); the other columns are named below."""
+    domain: Domain = Domain.MATH
+    prompt_key: str = "prompt"
+    answer_key: str = "answer"
+    """Math: the reference answer."""
+    answer_marker: str | None = None
+    """The reference is what follows the last occurrence of this text (GSM8K: `####`); default: the whole column."""
+    response_key: str = "response"
+    """SFT: the text to imitate. Without `</think>` it becomes the reasoning before the boxed answer."""
+    shuffle: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    data: dict[str, DataConfig] = field(default_factory=dict)
+    """Held-out sets by name; the one named like the run's domain is its headline accuracy."""
+    period: int = 0
+    """Steps between validations; 0: only as `at_start` and `at_end` say."""
+    at_start: bool = True
+    at_end: bool = True
+    max_prompts: int | None = None
+    num_generations_per_prompt: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifierConfig:
+    num_workers: int = 4
+    """Worker processes per engine."""
+    code_timeout_seconds: float = 6.0
+    """Wall-clock limit of one test of a program."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointingConfig:
+    save_period: int = 50
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    export_hf: bool = False
+    """Write a Hugging Face folder (`RUN/hf`) at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    project: str = "megatron-rl"
+    name: str | None = None
+    """Default: the run's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerConfig:
+    tensorboard_enabled: bool = True
+    wandb_enabled: bool = False
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    samples_per_step: int = 16
+    """Samples written to `samples/step_N.jsonl`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One stage of training; the run folder is `output_dir/name`."""
+
+    algorithm: Algorithm = MISSING
+    name: str = MISSING
+    output_dir: str = "runs"
+    seed: int = 1
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    generation: GenerationConfig | None = None
+    grpo: GRPOConfig | None = None
+    sft: SFTConfig | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in the job."""
+        return self.cluster.num_nodes * self.cluster.gpus_per_node
+
+    @property
+    def run_dir(self) -> str:
+        """The run folder."""
+        return f"{self.output_dir}/{self.name}"
+
+    @property
+    def max_num_steps(self) -> int:
+        """Optimizer steps of the stage."""
+        section = self.sft if self.algorithm is Algorithm.SFT else self.grpo
+        assert section is not None  # checked when the config is loaded
+        return section.max_num_steps

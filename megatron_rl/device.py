@@ -1,0 +1,121 @@
+"""The only file that knows CPU from CUDA.
+
+Megatron-Core names its device literally (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`,
+`torch.cuda.FloatTensor`). On a machine without a GPU `setup_device` maps these names to the CPU, once per process;
+on CUDA it patches nothing. This is the only place that patches another library.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from megatron_rl.config.schema import Device
+from megatron_rl.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSetup:
+    """What this process computes on."""
+
+    type: str
+    """`cpu` or `cuda`."""
+    collective_backend: str
+    """`gloo` or `nccl`."""
+    transformer_engine: bool
+    """Layers come from Transformer Engine rather than from Megatron's local spec."""
+    weight_transfer: str
+    """vLLM weight-transfer backend for an engine on the same node."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where this rank's tensors live."""
+        return torch.device("cpu") if self.type == "cpu" else torch.device("cuda", torch.cuda.current_device())
+
+
+def resolve_device(requested: Device) -> str:
+    """`cpu` or `cuda`; `auto` takes CUDA where there is a GPU.
+
+    Raises:
+        InputError: CUDA was asked for on a machine without a GPU.
+    """
+    available = torch.cuda.is_available()
+    if requested is Device.CUDA and not available:
+        raise InputError("cluster.device=cuda but torch sees no GPU; set cluster.device=auto, or check the driver")
+    return "cuda" if available and requested is not Device.CPU else "cpu"
+
+
+def setup_device(requested: Device, local_rank: int) -> DeviceSetup:
+    """Bind this process to its device; call once, before Megatron-Core is used.
+
+    Raises:
+        InputError: as `resolve_device`.
+    """
+    if resolve_device(requested) == "cuda":
+        torch.cuda.set_device(local_rank)
+        return DeviceSetup("cuda", "nccl", transformer_engine=True, weight_transfer="ipc")
+    _name_cpu_cuda()
+    return DeviceSetup("cpu", "gloo", transformer_engine=False, weight_transfer="shm")
+
+
+def engine_environment(device: DeviceSetup, kv_cache_gib: int, cpus: Sequence[int]) -> dict[str, str]:
+    """Environment variables of a vLLM engine process; `cpus` are the cores it may bind to without a GPU."""
+    common = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    if device.type == "cuda":
+        return common
+    cores = ",".join(str(cpu) for cpu in cpus)
+    return common | {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": cores}
+
+
+def available_cpus() -> list[int]:
+    """Cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
+class _CpuForCuda(TorchFunctionMode):
+    """Redirects every CUDA device argument to the CPU, and answers Megatron's checks of CUDA tensor types."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.")
+        if func is torch.Tensor.to:
+            args = tuple("cpu" if _is_cuda(argument) else argument for argument in args)
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+            kwargs.pop("pin_memory", None)
+        return func(*args, **kwargs)
+
+
+def _is_cuda(device: object) -> bool:
+    return (isinstance(device, str) and device.startswith("cuda")) or (
+        isinstance(device, torch.device) and device.type == "cuda"
+    )
+
+
+def _name_cpu_cuda() -> None:
+    """Make `torch.cuda`'s device and random-state calls mean the CPU, for this process."""
+    replacements: dict[str, Callable[..., Any]] = {
+        "current_device": lambda: "cpu",
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "manual_seed": torch.manual_seed,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "current_stream": lambda device=None: None,
+    }
+    for name, replacement in replacements.items():
+        setattr(torch.cuda, name, replacement)
+    _CpuForCuda().__enter__()
+
+    import megatron.core.tensor_parallel.random as megatron_random
+
+    megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)

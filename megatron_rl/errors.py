@@ -1,0 +1,5 @@
+"""The one exception that means: the user can fix this."""
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line that names the place, both values and the remedy; the CLI exits with 2."""

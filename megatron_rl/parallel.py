@@ -1,0 +1,96 @@
+"""Ranks and their groups: `torch.distributed` and Megatron's parallel state."""
+
+import ctypes
+import os
+import signal
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_rl.config.schema import TrainConfig
+from megatron_rl.device import DeviceSetup, setup_device
+from megatron_rl.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Where this rank stands."""
+
+    rank: int
+    world_size: int
+    tp: int
+    tp_rank: int
+    pp: int
+    pp_rank: int
+    dp: int
+    dp_rank: int
+    device: DeviceSetup
+
+    @property
+    def is_main(self) -> bool:
+        """The one rank that logs and writes."""
+        return self.rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """This rank computes log-probs and the loss."""
+        return self.pp_rank == self.pp - 1
+
+
+def setup_parallel(config: TrainConfig) -> Parallel:
+    """Join the job's process groups as `torchrun` or Slurm placed this rank.
+
+    Raises:
+        InputError: the launcher started another number of ranks than the config says.
+    """
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    if world != config.world_size:
+        raise InputError(
+            f"the launcher started {world} ranks, but cluster.num_nodes x cluster.gpus_per_node = "
+            f"{config.world_size}; make them equal"
+        )
+    _die_with_parent()
+    device = setup_device(config.cluster.device, int(os.environ["LOCAL_RANK"]))
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.cluster.gpus_per_node))
+    timeout = timedelta(minutes=config.cluster.timeout_minutes)
+    dist.init_process_group(device.collective_backend, timeout=timeout, rank=rank, world_size=world)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.policy.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.policy.pipeline_model_parallel_size,
+        distributed_timeout_minutes=config.cluster.timeout_minutes,
+    )
+    model_parallel_cuda_manual_seed(config.seed)
+    return Parallel(
+        rank=rank,
+        world_size=world,
+        tp=parallel_state.get_tensor_model_parallel_world_size(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pp=parallel_state.get_pipeline_model_parallel_world_size(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        dp=parallel_state.get_data_parallel_world_size(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        device=device,
+    )
+
+
+def broadcast_object(value: T | None, source: int = 0) -> T:
+    """The `source` rank's value on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=source)
+    received = box[0]
+    assert received is not None
+    return received
+
+
+def _die_with_parent() -> None:
+    """A rank must not outlive a killed launcher: it would hold its GPU and its engine for ever."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""The policy: a Megatron-Core model, its packed batches, log-probs, loss and optimizer."""

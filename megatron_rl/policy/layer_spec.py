@@ -1,0 +1,90 @@
+"""Layer specs: Transformer Engine's on CUDA; on the CPU Megatron's local one with packed attention and RMSNorm."""
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+def layer_spec(transformer_engine: bool, num_local_layers: int) -> ModuleSpec | TransformerBlockSubmodules:
+    """The spec of one pipeline stage's decoder block."""
+    if transformer_engine:
+        return get_gpt_layer_with_transformer_engine_spec()
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_local_layers, layer_norm=RMSNorm)
+
+
+class RMSNorm(torch.nn.Module):
+    """RMSNorm over [..., H]; unlike Megatron's torch norm it works with sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Megatron sums the gradient of such parameters over the tensor-parallel ranks.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.nn.functional.rms_norm(hidden, (hidden.shape[-1],), self.weight, self.eps)
+
+
+class PackedAttention(torch.nn.Module):
+    """Causal attention within each sequence of a packed batch, as Transformer Engine's THD attention.
+
+    The sequences are laid side by side, padded on the right to the longest. A causal mask alone then keeps padding
+    out of every real token's sight, so torch's fused kernel serves and no mask is built.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        assert attention_type == "self"
+        assert attn_mask_type is AttnMaskType.causal
+        self.scale = softmax_scale
+        self.groups = config.num_attention_heads // config.num_query_groups
+
+    def forward(
+        self,
+        query: Tensor,  # [T, A, D]
+        key: Tensor,  # [T, K, D]
+        value: Tensor,  # [T, K, D]
+        attention_mask: None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """[T, A*D]."""
+        assert packed_seq_params is not None
+        cu_seqlens, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
+        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)
+        slots = sequence * longest + torch.arange(query.shape[0], device=query.device) - starts[sequence]
+
+        def side_by_side(packed: Tensor) -> Tensor:  # [T, N, D] to [sequences, N, longest, D]
+            padded = packed.new_zeros(len(lengths) * longest, *packed.shape[1:]).index_copy(0, slots, packed)
+            return padded.unflatten(0, (len(lengths), longest)).transpose(1, 2)
+
+        key, value = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (key, value))
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            side_by_side(query), side_by_side(key), side_by_side(value), is_causal=True, scale=self.scale
+        )
+        return mixed.transpose(1, 2).flatten(0, 1).index_select(0, slots).flatten(1)

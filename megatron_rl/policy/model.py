@@ -1,0 +1,122 @@
+"""A Megatron-Core GPT model of a Hugging Face architecture, whose output is log-probs instead of logits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from converters.families import family_of
+from converters.families.family import Family, model_shape
+from converters.hf_folder import read_config
+from converters.model import ModelGroups
+from converters.ops import ModelShape
+from megatron_rl.config.schema import PolicyConfig, Precision
+from megatron_rl.parallel import Parallel
+from megatron_rl.policy.layer_spec import layer_spec
+from megatron_rl.policy.log_probs import token_log_probs, vocabulary_part
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What a Hugging Face folder says about the model."""
+
+    family: Family
+    shape: ModelShape
+    hf_config: dict[str, Any]
+
+    @classmethod
+    def of_folder(cls, folder: Path, config: PolicyConfig) -> "Architecture":
+        """Read `folder/config.json`; ValueError on what Megatron cannot honour."""
+        hf_config = read_config(folder)
+        divisor = config.make_vocab_size_divisible_by * config.tensor_model_parallel_size
+        return cls(family_of(hf_config), model_shape(hf_config, divisor), hf_config)
+
+
+class PolicyModel(GPTModel):
+    """GPTModel that answers, for packed tokens and their labels, with ([T] log-probs, [T] entropy) in float32."""
+
+    def __init__(self, *args: Any, shape: ModelShape, temperature: float, chunk_tokens: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.temperature, self.chunk_tokens = temperature, chunk_tokens
+        tp_group = parallel_state.get_tensor_model_parallel_group()
+        self.part = vocabulary_part(shape.vocab_size, shape.padded_vocab_size, tp_group)
+
+    def _postprocess(self, hidden_states: Tensor, labels: Tensor, **_: Any) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states)
+        else:
+            hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        return token_log_probs(
+            hidden_states.squeeze(1), weight, labels.squeeze(0), self.part, self.temperature, self.chunk_tokens
+        )
+
+
+def build_model(
+    config: PolicyConfig, architecture: Architecture, parallel: Parallel, temperature: float
+) -> PolicyModel:
+    """This rank's part of the model, weights not yet loaded."""
+    transformer_config = _transformer_config(config, architecture, parallel)
+    megatron = architecture.family.translate(architecture.hf_config)
+    stage_layers = get_num_layers_to_build(transformer_config)
+    model = PolicyModel(
+        config=transformer_config,
+        transformer_layer_spec=layer_spec(parallel.device.transformer_engine, stage_layers),
+        vocab_size=architecture.shape.padded_vocab_size,
+        max_sequence_length=megatron.max_position_embeddings,
+        pre_process=parallel.pp_rank == 0,
+        post_process=parallel.is_last_stage,
+        share_embeddings_and_output_weights=architecture.shape.tied,
+        position_embedding_type="rope",
+        rotary_base=megatron.rotary_base,
+        shape=architecture.shape,
+        temperature=temperature,
+        chunk_tokens=config.logprob_chunk_tokens,
+    )
+    return model.to(parallel.device.torch_device)
+
+
+def _transformer_config(config: PolicyConfig, architecture: Architecture, parallel: Parallel) -> TransformerConfig:
+    dtype = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
+    return TransformerConfig(
+        **architecture.family.translate(architecture.hf_config).transformer,
+        activation_func=torch.nn.functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        sequence_parallel=config.sequence_parallel,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=config.precision is Precision.BF16,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths even without experts
+        # The loss arrives divided by the step's global normaliser; Megatron must not rescale it per micro-batch.
+        calculate_per_token_loss=True,
+        use_cpu_initialization=parallel.device.type == "cpu",
+        bias_activation_fusion=parallel.device.type == "cuda",
+        masked_softmax_fusion=False,
+        persist_layer_norm=parallel.device.type == "cuda",
+        bias_dropout_fusion=parallel.device.type == "cuda",
+        gradient_accumulation_fusion=False,
+    )
+
+
+def model_groups() -> ModelGroups:
+    """The groups over which the converters gather."""
+    return ModelGroups(
+        tp=parallel_state.get_tensor_model_parallel_group(), pp=parallel_state.get_pipeline_model_parallel_group()
+    )

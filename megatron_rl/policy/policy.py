@@ -1,0 +1,239 @@
+"""The trained model: packed batches through Megatron's pipeline schedules, one optimizer step per batch."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor
+
+from converters.hf_folder import HFReader
+from converters.model import HFExport, load_hf
+from megatron_rl.algorithms.losses import TokenLoss
+from megatron_rl.config.schema import OptimizerConfig, PolicyConfig, Precision
+from megatron_rl.parallel import Parallel
+from megatron_rl.policy.batch import MicroBatch, TrainSequence, micro_batches
+from megatron_rl.policy.model import Architecture, PolicyModel, build_model, model_groups
+
+_CHECKPOINT_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+class Policy:
+    """This rank's part of the policy and its optimizer.
+
+    Args:
+        temperature: log-probs are those of the distribution sampled at this temperature.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, architecture: Architecture, parallel: Parallel, temperature: float = 1.0
+    ) -> None:
+        self.config, self.architecture, self.parallel = config, architecture, parallel
+        self.model: PolicyModel = build_model(config, architecture, parallel, temperature)
+        self._chunk = _wrap(self.model, config, parallel)
+        self.optimizer = _optimizer(config, self._chunk)
+        self._scheduler = _scheduler(config.optimizer, self.optimizer)
+        self.model.config.finalize_model_grads_func = _finalize_without_rescaling
+        self.model.config.no_sync_func = self._chunk.no_sync
+        self.model.config.grad_scale_func = self.optimizer.scale_loss
+
+    def load_hf(self, folder: Path) -> None:
+        """Start from the weights of a Hugging Face folder; ValueError as `converters.model.load_hf`."""
+        load_hf(HFReader(folder), [self.model], self.architecture.family, self.architecture.shape, model_groups())
+        self.optimizer.reload_model_params()
+
+    def export(self) -> HFExport:
+        """The current weights as Hugging Face tensors; all ranks of the model iterate it in step."""
+        return HFExport([self.model], self.architecture.family, self.architecture.shape, model_groups())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.model.config.params_dtype
+
+    def train_step(self, sequences: Sequence[TrainSequence], loss: TokenLoss) -> dict[str, float]:
+        """One optimizer step on all of `sequences`, the same list on every rank.
+
+        Returns:
+            `loss`, `grad_norm`, `lr`, and the loss's metrics as means per response token; equal on every rank.
+        """
+        self._chunk.train()
+        self._chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        sums = self._run(self._micro_batches(sequences), loss)
+        lr = self.optimizer.param_groups[0]["lr"]
+        _, grad_norm, _ = self.optimizer.step()
+        self._scheduler.step(increment=1)
+        tokens = max(sums.pop("tokens"), 1.0)
+        total_loss = sums.pop("loss")
+        means = {name: value / tokens for name, value in sums.items()}
+        return {"loss": total_loss, "grad_norm": float(grad_norm), "lr": lr} | means
+
+    def log_probs(self, sequences: Sequence[TrainSequence]) -> list[list[float]]:
+        """Log-probs of every sequence's response tokens, on every rank, without training."""
+        self._chunk.eval()
+        batches = self._micro_batches(sequences)
+        found: list[tuple[int, list[float]]] = []
+
+        def collect(log_probs_T: Tensor, entropy_T: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            for position, index in enumerate(batch.members):
+                start, end = int(batch.cu_seqlens[position]), int(batch.cu_seqlens[position + 1])
+                mask = batch.response_mask[start:end]
+                found.append((index, log_probs_T[start:end][mask].tolist()))
+            return log_probs_T.sum(), {}
+
+        with torch.no_grad():
+            self._run(batches, collect, forward_only=True)
+        everyone: list[list[tuple[int, list[float]]]] = [[]] * self.parallel.world_size
+        dist.all_gather_object(everyone, found)
+        by_index = dict(item for part in everyone for item in part)
+        return [by_index[i] for i in range(len(sequences))]
+
+    def sharded_state(self, with_optimizer: bool, is_loading: bool = False) -> dict[str, Any]:
+        """State for `megatron.core.dist_checkpointing`, reshardable over TP, PP and DP."""
+        state: dict[str, Any] = {"model": self.model.sharded_state_dict(metadata=_CHECKPOINT_METADATA)}
+        if with_optimizer:
+            state["optimizer"] = self.optimizer.sharded_state_dict(
+                state["model"], is_loading=is_loading, metadata=_CHECKPOINT_METADATA
+            )
+        return state
+
+    def load_state(self, state: dict[str, Any], step: int) -> None:
+        """Take over a state loaded through `sharded_state`; `step` optimizer steps have been made.
+
+        Without an optimizer in the state its main weights are refreshed from the model's.
+        """
+        self.model.load_state_dict(state["model"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self.optimizer.reload_model_params()
+        self._scheduler.step(increment=step)
+
+    def _micro_batches(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
+        multiple = self.parallel.tp if self.config.sequence_parallel else 1
+        return micro_batches(
+            sequences,
+            self.parallel.dp_rank,
+            self.parallel.dp,
+            self.config.micro_batch_tokens,
+            multiple,
+            self.parallel.device.torch_device,
+        )
+
+    def _run(self, batches: Sequence[MicroBatch], loss: TokenLoss, forward_only: bool = False) -> dict[str, float]:
+        """Forward (and backward) over all micro-batches; the sums of the loss's metrics over all ranks."""
+        outputs: list[dict[str, Tensor]] = get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, loss=loss),
+            data_iterator=iter(batches),
+            model=[self._chunk],
+            num_microbatches=len(batches),
+            seq_length=self.config.micro_batch_tokens,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        # Every stage joins the sum; only one tensor-parallel rank of the last stage brings something to it.
+        brings = self.parallel.is_last_stage and self.parallel.tp_rank == 0
+        mine: dict[str, float] = {}
+        for output in outputs if brings else []:
+            for name, value in output.items():
+                mine[name] = mine.get(name, 0.0) + float(value)
+        return _sum_over_ranks(mine)
+
+
+def _forward_step(data_iterator: Iterator[MicroBatch], model: torch.nn.Module, loss: TokenLoss) -> tuple[Any, Any]:
+    batch = next(data_iterator)
+    packing = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=batch.cu_seqlens,
+        max_seqlen_q=batch.longest,
+        max_seqlen_kv=batch.longest,
+    )
+    output = model(
+        input_ids=batch.tokens[None],
+        position_ids=None,
+        attention_mask=None,
+        labels=batch.labels[None],
+        packed_seq_params=packing,
+    )
+
+    def compute_loss(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        value, sums = loss(*output, batch)
+        return value, torch.ones((), dtype=torch.int32, device=value.device), sums
+
+    return output, compute_loss
+
+
+def _finalize_without_rescaling(model: list[torch.nn.Module], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
+    """Megatron's gradient reduction, without its division: the loss is already normalised."""
+    finalize_model_grads(model, None, **kwargs)
+
+
+def _sum_over_ranks(mine: dict[str, float]) -> dict[str, float]:
+    everyone: list[dict[str, float]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    total: dict[str, float] = {}
+    for sums in everyone:
+        for name, value in sums.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def _wrap(model: PolicyModel, config: PolicyConfig, parallel: Parallel) -> DistributedDataParallel:
+    overlap = parallel.device.type == "cuda"
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
+    )
+    module = Float16Module(model.config, model) if config.precision is Precision.BF16 else model
+    chunk = DistributedDataParallel(config=model.config, ddp_config=ddp_config, module=module)
+    chunk.broadcast_params()
+    return chunk
+
+
+def _optimizer(config: PolicyConfig, chunk: DistributedDataParallel) -> MegatronOptimizer:
+    settings = config.optimizer
+    return get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            min_lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.adam_beta1,
+            adam_beta2=settings.adam_beta2,
+            adam_eps=settings.adam_eps,
+            clip_grad=settings.clip_grad,
+            bf16=config.precision is Precision.BF16,
+            params_dtype=torch.bfloat16 if config.precision is Precision.BF16 else torch.float32,
+            use_distributed_optimizer=True,
+        ),
+        [chunk],
+    )
+
+
+def _scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0 if config.lr_warmup_steps else config.lr,
+        max_lr=config.lr,
+        min_lr=config.lr,
+        lr_warmup_steps=config.lr_warmup_steps,
+        lr_decay_steps=config.lr_warmup_steps + 1,
+        lr_decay_style="constant",
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
