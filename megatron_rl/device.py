@@ -61,13 +61,25 @@ def setup_device(requested: Device, local_rank: int) -> DeviceSetup:
     return DeviceSetup("cpu", "gloo", transformer_engine=False, weight_transfer="shm")
 
 
-def engine_environment(device: DeviceSetup, kv_cache_gib: int, cpus: Sequence[int]) -> dict[str, str]:
-    """Environment variables of a vLLM engine process; `cpus` are the cores it may bind to without a GPU."""
-    common = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel_size: int) -> dict[str, str]:
+    """Environment variables of a vLLM engine; without a GPU its workers share the cores `cpus` evenly."""
+    common = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     if device.type == "cuda":
         return common
-    cores = ",".join(str(cpu) for cpu in cpus)
-    return common | {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": cores}
+    shares = [cpus[worker::tensor_parallel_size] or cpus for worker in range(tensor_parallel_size)]
+    return common | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, share)) for share in shares)}
+
+
+def engine_arguments(device: DeviceSetup, cpu_kv_cache_gib: int, max_model_len: int) -> dict[str, Any]:
+    """vLLM engine arguments that differ between the devices."""
+    if device.type == "cuda":
+        return {"enable_sleep_mode": True}
+    return {
+        "kv_cache_memory_bytes": cpu_kv_cache_gib << 30,
+        # vLLM rewinds a sample's generator after a partial prefill, which CPU generators cannot do: no partial ones.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, max_model_len),
+    }
 
 
 def available_cpus() -> list[int]:

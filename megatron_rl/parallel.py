@@ -1,8 +1,6 @@
 """Ranks and their groups: `torch.distributed` and Megatron's parallel state."""
 
-import ctypes
 import os
-import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -15,6 +13,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.device import DeviceSetup, setup_device
 from megatron_rl.errors import InputError
+from megatron_rl.processes import die_with_parent
 
 T = TypeVar("T")
 
@@ -56,7 +55,7 @@ def setup_parallel(config: TrainConfig) -> Parallel:
             f"the launcher started {world} ranks, but cluster.num_nodes x cluster.gpus_per_node = "
             f"{config.world_size}; make them equal"
         )
-    _die_with_parent()
+    die_with_parent()
     device = setup_device(config.cluster.device, int(os.environ["LOCAL_RANK"]))
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.cluster.gpus_per_node))
@@ -88,9 +87,3 @@ def broadcast_object(value: T | None, source: int = 0) -> T:
     received = box[0]
     assert received is not None
     return received
-
-
-def _die_with_parent() -> None:
-    """A rank must not outlive a killed launcher: it would hold its GPU and its engine for ever."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

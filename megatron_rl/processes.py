@@ -1,0 +1,41 @@
+"""Processes that do not outlive their purpose: parent death, and deadlines on every wait."""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+DEADLINE_EXIT_CODE = 75
+"""Exit status after an expired deadline (EX_TEMPFAIL): starting the same command again may help."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies: an orphan would hold its device for ever."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def deadline(seconds: float, waiting_for: str) -> Iterator[None]:
+    """End this process with one clear line and all stacks if the block takes longer than `seconds`.
+
+    A wait inside native code cannot be interrupted by an exception, so the process exits with `DEADLINE_EXIT_CODE`.
+    """
+
+    def expire() -> None:
+        print(f"megatron-rl: gave up after {seconds:.0f} s: {waiting_for}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(DEADLINE_EXIT_CODE)
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,165 @@
+"""One vLLM engine: its own process, led by one Megatron rank."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from megatron_rl.config.schema import GenerationConfig, Precision
+from megatron_rl.device import DeviceSetup, available_cpus, engine_arguments, engine_environment
+from megatron_rl.processes import deadline
+from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
+from megatron_rl.rollout.vllm_plugin import ENGINE_VARIABLE
+
+
+class Engine:
+    """A running vLLM engine with random weights until the first sync.
+
+    Args:
+        folder: config and tokenizer of the model; its weights are not read.
+        max_model_len: prompt and response together, in tokens.
+        engine_index: of this engine among the `num_engines` of this node.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: GenerationConfig,
+        precision: Precision,
+        device: DeviceSetup,
+        max_model_len: int,
+        engine_index: int,
+        num_engines: int,
+    ) -> None:
+        self.name = f"engine {engine_index}"
+        self.timeout_seconds = config.timeout_minutes * 60
+        cpus = available_cpus()[engine_index::num_engines] or available_cpus()
+        arguments = EngineArgs(
+            model=str(folder),
+            load_format="dummy",
+            dtype="bfloat16" if precision is Precision.BF16 else "float32",
+            tensor_parallel_size=config.tensor_parallel_size,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            enforce_eager=config.enforce_eager,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config=WeightTransferConfig(backend=device.weight_transfer),
+            disable_log_stats=True,
+            seed=0,
+            **engine_arguments(device, config.cpu_kv_cache_gib, max_model_len),
+        )
+        environment = engine_environment(device, cpus, config.tensor_parallel_size) | {ENGINE_VARIABLE: "1"}
+        with deadline(self.timeout_seconds, f"start of vLLM {self.name}"), _environment(environment):
+            self._llm = LLMEngine.from_engine_args(arguments, enable_multiprocessing=True)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._requests: dict[str, SampleRequest] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not yet finished."""
+        return len(self._requests)
+
+    def add(self, request: SampleRequest, sampling: Sampling) -> None:
+        """Queue one sample in the engine."""
+        identifier = f"{request.prompt_index}-{request.sample_index}"
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_new_tokens,
+            seed=request.seed,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._requests[identifier] = request
+        self._llm.add_request(identifier, {"prompt_token_ids": list(request.prompt_tokens)}, parameters)
+
+    def step(self) -> Iterator[Sample]:
+        """Wait for the engine's next output; yield the samples that have ended."""
+        for output in self._llm.step():
+            if isinstance(output, RequestOutput) and output.finished:
+                yield self._sample(output)
+
+    def hold(self) -> None:
+        """Queue additions without starting them, so that what runs together does not depend on timing."""
+        self._llm.sleep(level=0, mode="keep")
+
+    def release(self) -> None:
+        """Start what `hold` kept back."""
+        self._llm.wake_up(tags=["scheduling"])
+
+    def _sample(self, output: RequestOutput) -> Sample:
+        completion = output.outputs[0]
+        tokens = tuple(completion.token_ids)
+        assert completion.logprobs is not None
+        log_probs = tuple(
+            entry[token].logprob for token, entry in zip(tokens, completion.logprobs, strict=True) if entry
+        )
+        assert completion.weight_versions is not None
+        (version,) = completion.weight_versions  # one sync is complete before the next request: never two versions
+        return Sample(
+            request=self._requests.pop(output.request_id),
+            tokens=tokens,
+            log_probs=log_probs,
+            text=self._tokenizer.decode(tokens, skip_special_tokens=True),
+            truncated=completion.finish_reason == "length",
+            policy_version=int(version.version),
+        )
+
+    def sleep(self) -> None:
+        """Give the accelerator's memory to the trainer; the weights are discarded, the next sync brings them anew."""
+        self._llm.sleep(level=2)
+
+    def wake(self) -> None:
+        """Take the memory back; call before a sync."""
+        self._llm.wake_up()
+
+    def close(self) -> None:
+        """End the engine's process."""
+        self._llm.engine_core.shutdown()
+
+    # The four calls of vLLM's weight-sync protocol (`VLLMWeightSyncClient`), with a version for every sync.
+
+    version: int = 0
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self._llm.collective_rpc("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._llm.collective_rpc("finish_weight_update")
+        self._llm.set_weight_version(str(self.version))
+        # Cached keys and values are those of the old weights.
+        assert self._llm.reset_prefix_cache()
+
+
+class _environment:
+    """Sets environment variables while the engine's process is started, which inherits them."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def __enter__(self) -> None:
+        self._before = dict(os.environ)
+        os.environ.update(self._variables)
+        # The engine chooses its own number of threads; ours is bound to the trainer's share of the cores.
+        os.environ.pop("OMP_NUM_THREADS", None)
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.clear()
+        os.environ.update(self._before)

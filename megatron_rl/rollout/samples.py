@@ -1,0 +1,51 @@
+"""Records that cross the border between generation, verification and training."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One response to generate.
+
+    Attributes:
+        prompt_index: position of the prompt in the step's list.
+        sample_index: position in the prompt's group.
+        prompt_tokens: ids.
+        seed: of this sample alone, whatever engine takes it.
+    """
+
+    prompt_index: int
+    sample_index: int
+    prompt_tokens: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One generated response.
+
+    Attributes:
+        request: what was asked for.
+        tokens: response ids, the end-of-sequence token included.
+        log_probs: of `tokens`, as the engine sampled them; the same length.
+        text: `tokens` decoded, special tokens of the chat format left out.
+        truncated: generation stopped at its token limit.
+        policy_version: optimizer steps that the engine's weights had seen.
+    """
+
+    request: SampleRequest
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    text: str
+    truncated: bool
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample; temperature 0 is greedy."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
