@@ -8,56 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-INDEX_NAME = "model.safetensors.index.json"
+from converters.hf_config import INDEX_NAME, weight_files
+
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The parsed `config.json`.
-
-    Raises:
-        ValueError: the folder or the file is missing, or is not JSON.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: missing; {folder} is not a Hugging Face model folder")
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); restore the file") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{path}: holds a {type(parsed).__name__}, not a JSON object; restore the file")
-    return parsed
-
-
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name to the safetensors file that holds it.
-
-    Raises:
-        ValueError: no weights, a file of the index is missing, or a file is damaged.
-    """
-    index = folder / INDEX_NAME
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder}: no *.safetensors weights; download them, or convert other formats to safetensors")
-    names: dict[str, Path] = {}
-    for file in files:
-        path = folder / file
-        if not path.is_file():
-            raise ValueError(f"{path}: named in {INDEX_NAME} but missing; fetch the file again")
-        try:
-            with safe_open(path, framework="pt") as reader:
-                names |= dict.fromkeys(reader.keys(), path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
-    return names
 
 
 class HFReader:

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from converters.families.family import Entry, Family
+from converters.hf_config import ModelShape
 from converters.hf_folder import HFReader
-from converters.ops import ModelShape
 
 
 @dataclass(frozen=True, slots=True)

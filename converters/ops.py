@@ -13,20 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The sizes that layouts depend on."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    padded_vocab_size: int
-    tied: bool
+from converters.hf_config import ModelShape
 
 
 class Op(ABC):

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from converters.ops import ModelShape, Op
+from converters.hf_config import ModelShape
+from converters.ops import Op
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +74,3 @@ class Family:
         yield from self.last
         if not shape.tied:
             yield self.output
-
-
-def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
-    """Sizes from a parsed `config.json`; the vocabulary is padded to a multiple of `vocab_divisor`.
-
-    Raises:
-        ValueError: a size is missing.
-    """
-    try:
-        heads, hidden, vocab = (hf_config[k] for k in ("num_attention_heads", "hidden_size", "vocab_size"))
-        return ModelShape(
-            num_layers=hf_config["num_hidden_layers"],
-            hidden_size=hidden,
-            ffn_hidden_size=hf_config["intermediate_size"],
-            num_attention_heads=heads,
-            num_key_value_heads=hf_config.get("num_key_value_heads") or heads,
-            head_dim=hf_config.get("head_dim") or hidden // heads,
-            vocab_size=vocab,
-            padded_vocab_size=-(-vocab // vocab_divisor) * vocab_divisor,
-            tied=bool(hf_config.get("tie_word_embeddings", False)),
-        )
-    except KeyError as error:
-        raise ValueError(f"config.json: {error.args[0]!r} is missing; it is not a complete model config") from error

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from converters.families.family import Entry, Family, MegatronConfig, model_shape
+from converters.families.family import Entry, Family, MegatronConfig
+from converters.hf_config import model_shape
 from converters.ops import FusedQKV, GateUp, Replicated, Row, Vocabulary
 
 _LAYER = "decoder.layers.{i}."

@@ -1,0 +1,92 @@
+"""What can be told of a Hugging Face folder without importing torch: its config, its sizes, its weight files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes that layouts depend on."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    padded_vocab_size: int
+    tied: bool
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json`.
+
+    Raises:
+        ValueError: the folder or the file is missing, or is not JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; {folder} is not a Hugging Face model folder")
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); restore the file") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path}: holds a {type(parsed).__name__}, not a JSON object; restore the file")
+    return parsed
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name to the safetensors file that holds it.
+
+    Raises:
+        ValueError: no weights, a file of the index is missing, or a file is damaged.
+    """
+    index = folder / INDEX_NAME
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no *.safetensors weights; download them, or convert other formats to safetensors")
+    names: dict[str, Path] = {}
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            raise ValueError(f"{path}: named in {INDEX_NAME} but missing; fetch the file again")
+        try:
+            with safe_open(path, framework="np") as reader:
+                names |= dict.fromkeys(reader.keys(), path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
+    return names
+
+
+def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
+    """Sizes from a parsed `config.json`; the vocabulary is padded to a multiple of `vocab_divisor`.
+
+    Raises:
+        ValueError: a size is missing.
+    """
+    try:
+        heads, hidden, vocab = (hf_config[k] for k in ("num_attention_heads", "hidden_size", "vocab_size"))
+        return ModelShape(
+            num_layers=hf_config["num_hidden_layers"],
+            hidden_size=hidden,
+            ffn_hidden_size=hf_config["intermediate_size"],
+            num_attention_heads=heads,
+            num_key_value_heads=hf_config.get("num_key_value_heads") or heads,
+            head_dim=hf_config.get("head_dim") or hidden // heads,
+            vocab_size=vocab,
+            padded_vocab_size=-(-vocab // vocab_divisor) * vocab_divisor,
+            tied=bool(hf_config.get("tie_word_embeddings", False)),
+        )
+    except KeyError as error:
+        raise ValueError(f"config.json: {error.args[0]!r} is missing; it is not a complete model config") from error

@@ -1,0 +1,79 @@
+"""Checkpoints: Megatron `torch_dist` weights and optimizer, reshardable over TP, PP and DP.
+
+A checkpoint is written under a temporary name, its manifest last, then renamed: a folder `step_N` without a manifest
+does not exist. Nothing random is kept: dropout is off, and data order and sampling seeds follow from (seed, step).
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+
+from megatron_rl.errors import InputError
+from megatron_rl.parallel import Parallel
+from megatron_rl.policy.policy import Policy
+from megatron_rl.run_folder import MANIFEST, RunFolder, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: optimizer steps made; also the position in the data.
+        seed: of the run; with `step` it gives the data order and all sampling seeds.
+        layout: the parallel layout that wrote it, for people: any other can read it.
+    """
+
+    step: int
+    seed: int
+    layout: dict[str, int]
+
+
+def save_checkpoint(run: RunFolder, policy: Policy, parallel: Parallel, step: int, seed: int, keep_last: int) -> None:
+    """Write `checkpoints/step_N` and drop all but the newest `keep_last`; called by all ranks together."""
+    final = run.checkpoint(step)
+    temporary = final.with_name(f".{final.name}.tmp")
+    if parallel.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(policy.sharded_state(with_optimizer=True), str(temporary))
+    dist.barrier()
+    if parallel.is_main:
+        manifest = Manifest(step, seed, {"tp": parallel.tp, "pp": parallel.pp, "dp": parallel.dp})
+        write_json(temporary / MANIFEST, asdict(manifest))
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in run.checkpoints()[:-keep_last]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def resume(run: RunFolder, policy: Policy) -> int:
+    """Load the newest checkpoint of the run, if there is one; the number of steps it has made."""
+    found = run.checkpoints()
+    if not found:
+        return 0
+    step = Manifest(**json.loads((found[-1] / MANIFEST).read_text(encoding="utf-8"))).step
+    state = dist_checkpointing.load(policy.sharded_state(with_optimizer=True, is_loading=True), str(found[-1]))
+    policy.load_state(state, step)
+    return step
+
+
+def load_weights(checkpoint: Path, policy: Policy) -> None:
+    """Start from the weights of a checkpoint, whatever layout wrote it; the optimizer starts anew.
+
+    Raises:
+        InputError: the checkpoint is of a model of other sizes.
+    """
+    try:
+        state = dist_checkpointing.load(policy.sharded_state(with_optimizer=False), str(checkpoint))
+    except (CheckpointingException, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{checkpoint}: does not fit the model of policy.model_name: {reason}") from error
+    policy.load_state(state, step=0)

@@ -1,0 +1,126 @@
+"""The command line. torch, vLLM and Megatron are imported only by the commands that need them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_rl.errors import InputError, RunStopped
+
+app = typer.Typer(
+    help="Strictly on-policy reinforcement learning on Megatron-Core and vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+verify_app = typer.Typer(help="Judge responses in a JSONL file.", no_args_is_help=True)
+data_app = typer.Typer(help="Make datasets.", no_args_is_help=True)
+app.add_typer(verify_app, name="verify")
+app.add_typer(data_app, name="data")
+
+Recipe = Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, for example grpo.max_num_steps=5.")]
+JsonlFile = Annotated[Path, typer.Argument(help="JSONL file to judge.")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="Where the judged lines go; default: standard output.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+
+
+def main() -> None:
+    """Entry point: bad input ends with one line and status 2, a stopped run with one line and status 1."""
+    try:
+        app()
+    except InputError as error:
+        print(f"megatron-rl: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RunStopped as error:
+        print(f"megatron-rl: stopped: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Run one stage (SFT or GRPO), from its newest checkpoint if it has one."""
+    from megatron_rl.config.loader import load_config
+    from megatron_rl.launcher import is_rank, run_ranks
+    from megatron_rl.preflight import preflight
+
+    config = load_config(recipe, overrides or [])
+    preflight(config)
+    if not is_rank():
+        raise SystemExit(run_ranks(config, ["train", str(recipe), *(overrides or [])]))
+    from megatron_rl.train import train as train_rank
+
+    train_rank(config)
+
+
+@app.command()
+def pipeline(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Run several stages, each from the last one's checkpoint; finished ones are skipped."""
+    from megatron_rl.pipeline import load_pipeline, run_pipeline
+
+    pipeline_config, stages = load_pipeline(recipe, overrides or [])
+    raise SystemExit(run_pipeline(pipeline_config, stages))
+
+
+@verify_app.command("math")
+def verify_math(
+    file: JsonlFile,
+    out: OutFile = None,
+    workers: Workers = 4,
+    extract: Annotated[
+        str, typer.Option(help="strict: last box after </think>; anywhere: evaluation's rule.")
+    ] = "strict",
+) -> None:
+    """Judge lines of {id, response, answer}."""
+    _verify(file, "math", out, workers, extract=extract)
+
+
+@verify_app.command("code")
+def verify_code(
+    file: JsonlFile,
+    out: OutFile = None,
+    workers: Workers = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds that one test may take.")] = 6.0,
+) -> None:
+    """Judge lines of {id, response, tests, fn_name?, starter_code?}."""
+    _verify(file, "code", out, workers, timeout=timeout)
+
+
+@data_app.command("tiny")
+def data_tiny(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    seed: Annotated[int, typer.Option(help="Of the generated problems.")] = 1,
+) -> None:
+    """Write the tiny world: arithmetic and very short programs, disjoint for training and held out."""
+    from megatron_rl.data.tiny import write_tiny_world
+
+    write_tiny_world(folder, seed)
+    print(f"wrote the tiny world to {folder}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run or of a pipeline.")]) -> None:
+    """Write report.html: curves and samples in one self-contained file."""
+    from megatron_rl.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Tell what is installed and in use, and what each missing part costs."""
+    from megatron_rl.doctor import collect, show
+
+    raise SystemExit(show(collect(), as_json=as_json))
+
+
+def _verify(file: Path, domain: str, out: Path | None, workers: int, **options: object) -> None:
+    from verifiers.jsonl import verify_file
+
+    try:
+        summary = verify_file(file, domain, out, workers, **options)
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+    print(json.dumps(summary))

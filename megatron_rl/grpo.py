@@ -1,0 +1,126 @@
+"""One strictly on-policy GRPO step: one batch, one update, no old log-probs (arXiv 2505.16400, section 3.1)."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from megatron_rl.algorithms.advantages import group_advantages
+from megatron_rl.algorithms.losses import policy_gradient_loss
+from megatron_rl.config.schema import GRPOConfig
+from megatron_rl.errors import RunStopped
+from megatron_rl.experience import Experience, ScoredSample
+from megatron_rl.policy.batch import TrainSequence
+from megatron_rl.rollout.samples import Sampling
+from megatron_rl.stage import Stage
+from megatron_rl.validate import sample_record
+from verifiers.verdict import Verdict
+
+
+def grpo_step(stage: Stage, step: int) -> dict[str, float]:
+    """Generate, verify, and make one update; the step's metrics.
+
+    Raises:
+        RunStopped: engine and policy disagree, or verification is broken.
+    """
+    config, generation = stage.config.grpo, stage.config.generation
+    assert config is not None
+    assert generation is not None
+    assert stage.experience is not None
+    prompt_set = stage.train_set.take(stage.batch(step, config.num_prompts_per_step))
+    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
+    experience = stage.experience.collect(
+        prompt_set.problems,
+        prompt_set.prompts,
+        config.num_generations_per_prompt,
+        sampling,
+        seed=f"{stage.config.seed}/{step}",
+        on_progress=stage.show,
+    )
+    stage.timings |= {
+        "generation": experience.generation_seconds,
+        "verification_wait": experience.verification_wait_seconds,
+    }
+    _check_infra_errors(experience, config, step)
+    scored = [sample for sample in experience.samples if sample.result.verdict is not Verdict.INFRA_ERROR]
+    advantages = sample_advantages(scored)
+    with stage.phase("policy_training"):
+        result = stage.policy.train_step(to_sequences(scored, advantages), policy_gradient_loss)
+    _check_mismatch(result, config, step)
+    stage.log_samples(
+        f"step_{step + 1}",
+        [
+            sample_record(sample, prompt_set, step + 1, "train", advantage)
+            for sample, advantage in list(zip(scored, advantages, strict=True))[: stage.config.logger.samples_per_step]
+        ],
+    )
+    return {f"train/{name}": value for name, value in result.items()} | experience_metrics(experience, advantages)
+
+
+def sample_advantages(samples: Sequence[ScoredSample]) -> list[float]:
+    """The advantage of every sample within its prompt's group; samples of a group stand together."""
+    groups: dict[int, list[float]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt_index, []).append(sample.reward)
+    return [advantage for rewards in groups.values() for advantage in group_advantages(rewards)]
+
+
+def to_sequences(samples: Sequence[ScoredSample], advantages: Sequence[float]) -> list[TrainSequence]:
+    """What the policy trains on: samples with an advantage, weighted over all response tokens of the batch.
+
+    Groups without spread have no gradient and are left out of forward and backward, yet their tokens stay in the
+    normaliser: leaving them out saves time and changes nothing.
+    """
+    tokens = sum(len(sample.sample.tokens) for sample in samples)
+    return [
+        TrainSequence(
+            tokens=sample.sample.request.prompt_tokens + sample.sample.tokens,
+            prompt_length=len(sample.sample.request.prompt_tokens),
+            weight=advantage / tokens,
+            rollout_log_probs=sample.sample.log_probs,
+        )
+        for sample, advantage in zip(samples, advantages, strict=True)
+        if advantage != 0.0
+    ]
+
+
+def experience_metrics(experience: Experience, advantages: Sequence[float]) -> dict[str, float]:
+    """Metrics of generation and verification over all samples of the step."""
+    samples = experience.samples
+    verdicts = Counter(sample.result.verdict for sample in samples)
+    lengths = [len(sample.sample.tokens) for sample in samples]
+    seconds = sorted(sample.result.seconds for sample in samples)
+    scored = [sample.reward for sample in samples if sample.result.verdict is not Verdict.INFRA_ERROR]
+    return {
+        "train/reward": statistics.fmean(scored),
+        "train/zero_advantage_fraction": sum(a == 0.0 for a in advantages) / len(advantages),
+        "generation/length_mean": statistics.fmean(lengths),
+        "generation/length_max": float(max(lengths)),
+        "generation/truncated_fraction": sum(sample.sample.truncated for sample in samples) / len(samples),
+        **{f"verify/{verdict.value}": verdicts[verdict] / len(samples) for verdict in Verdict},
+        "verify/seconds_p50": seconds[len(seconds) // 2],
+        "verify/seconds_p99": seconds[int(len(seconds) * 0.99)],
+        "performance/tokens": float(sum(lengths)),
+    }
+
+
+def _check_infra_errors(experience: Experience, config: GRPOConfig, step: int) -> None:
+    failed = [s for s in experience.samples if s.result.verdict is Verdict.INFRA_ERROR]
+    share = len(failed) / len(experience.samples)
+    if share > config.max_infra_error_fraction:
+        raise RunStopped(
+            f"step {step + 1}: {share:.1%} of the samples could not be verified, above "
+            f"grpo.max_infra_error_fraction={config.max_infra_error_fraction:.1%}; the last said: "
+            f"{failed[-1].result.detail!r}. Mend the verifier and start the same command again"
+        )
+
+
+def _check_mismatch(result: dict[str, float], config: GRPOConfig, step: int) -> None:
+    error = result.get("token_mult_prob_error", 1.0)
+    # Written so that NaN, too, stops the run.
+    if not error <= config.max_token_mult_prob_error:
+        raise RunStopped(
+            f"step {step + 1}: train/token_mult_prob_error={error:.4f} is above "
+            f"grpo.max_token_mult_prob_error={config.max_token_mult_prob_error}: the engine does not sample the policy "
+            "that is trained (stale weights, another temperature, or too low a precision). Nothing of this step was "
+            "saved; mend the cause and start the same command again"
+        )

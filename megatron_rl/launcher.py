@@ -1,0 +1,102 @@
+"""Starts the ranks of a run on this machine when neither `torchrun` nor Slurm has done so."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from megatron_rl.config.schema import TrainConfig
+from megatron_rl.errors import InputError
+from megatron_rl.processes import die_with_parent
+from megatron_rl.run_folder import RunFolder
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10.0
+
+
+def is_rank() -> bool:
+    """This process was started as one rank of a job."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
+    """Run `python -m megatron_rl ARGUMENTS` once per rank and wait; the first exit status that is not 0, else 0.
+
+    Rank 0 speaks to the terminal, the others to `RUN/logs/rank_N.log`. When one rank fails the others are ended.
+
+    Raises:
+        InputError: the recipe wants several nodes, which one machine cannot start.
+    """
+    if config.cluster.num_nodes > 1:
+        raise InputError(
+            f"cluster.num_nodes={config.cluster.num_nodes}: start a run over several nodes with srun or torchrun"
+        )
+    logs = RunFolder(Path(config.run_dir)).logs
+    logs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        ranks: list[subprocess.Popen[bytes]] = []
+        stack.callback(_end, ranks)
+        port = _free_port()
+        for rank in range(config.world_size):
+            output = None if rank == 0 else stack.enter_context(open(logs / f"rank_{rank}.log", "wb"))
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "megatron_rl", *arguments],
+                    env=_environment(rank, config.world_size, port),
+                    stdout=output,
+                    stderr=subprocess.STDOUT if output is not None else None,
+                    preexec_fn=die_with_parent,
+                )
+            )
+        return _wait(ranks, logs)
+
+
+def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    own = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        # Megatron and torch announce each missing optional kernel on every rank; `doctor` tells it once.
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+    }
+    return os.environ | own
+
+
+def _wait(ranks: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
+    while True:
+        statuses = [rank.poll() for rank in ranks]
+        for number, status in enumerate(statuses):
+            if status not in (None, 0):
+                if number != 0:
+                    print(f"megatron-rl: rank {number} failed; see {logs / f'rank_{number}.log'}", file=sys.stderr)
+                return status if status > 0 else 128 - status
+        if all(status == 0 for status in statuses):
+            return 0
+        time.sleep(_POLL_SECONDS)
+
+
+def _end(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """End the ranks that still run: politely, then for certain."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(signal.SIGTERM)
+    limit = time.monotonic() + _GRACE_SECONDS
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,121 @@
+"""Several stages, each from the last one's checkpoint; finished stages are skipped on a rerun."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megatron_rl.config.loader import compose, parse_overrides, save_config, to_config
+from megatron_rl.config.schema import TrainConfig
+from megatron_rl.errors import InputError
+from megatron_rl.launcher import run_ranks
+from megatron_rl.preflight import check_data, preflight
+from megatron_rl.run_folder import RunFolder, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    name: str = MISSING
+    recipe: str = MISSING
+    """Path relative to the pipeline's file."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys set for this stage only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """Stages in order; the pipeline's folder is `output_dir/name`, each stage's lies inside it."""
+
+    name: str = MISSING
+    output_dir: str = "runs"
+    seed: int = 1
+    stages: list[StageEntry] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys set for every stage, below the stage's own."""
+
+
+def load_pipeline(recipe: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, list[TrainConfig]]:
+    """The pipeline and the checked configuration of each of its stages.
+
+    An override is of the pipeline (`seed=2`), or of one stage where it begins with that stage's name (`math.grpo...`).
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    raw = compose(recipe)
+    given = parse_overrides(overrides)
+    names = [stage.get("name") for stage in raw.get("stages", [])]
+    own = OmegaConf.create({key: value for key, value in given.items() if key not in names})
+    try:
+        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), raw, own))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{recipe}: {error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(merged, PipelineConfig)
+    if not merged.stages:
+        raise InputError(f"{recipe}: stages is empty; list at least one stage with its recipe")
+    if len(set(names)) != len(names):
+        raise InputError(f"{recipe}: two stages share a name in {names}; give each its own")
+    stages: list[TrainConfig] = []
+    for entry in merged.stages:
+        stages.append(_stage_config(recipe, merged, entry, given.get(entry.name), stages))
+    return merged, stages
+
+
+def _stage_config(
+    recipe: Path, pipeline: PipelineConfig, entry: StageEntry, given: DictConfig | None, before: Sequence[TrainConfig]
+) -> TrainConfig:
+    layers = [compose(recipe.parent / entry.recipe)]
+    fixed: dict[str, Any] = {"name": entry.name, "output_dir": f"{pipeline.output_dir}/{pipeline.name}"}
+    fixed["seed"] = pipeline.seed
+    if before:
+        # Every stage is of the first one's model, with the weights of the stage before.
+        first = before[0]
+        scratch = first.policy.from_scratch is not None
+        model = str(RunFolder(Path(first.run_dir)).model) if scratch else first.policy.model_name
+        fixed["policy"] = {"model_name": model, "from_scratch": None, "from_checkpoint": before[-1].run_dir}
+    layers.append(OmegaConf.create(fixed))
+    for dotted in (pipeline.overrides, entry.overrides):
+        for key, value in dotted.items():
+            layer = OmegaConf.create()
+            OmegaConf.update(layer, key, value)
+            layers.append(layer)
+    if given is not None:
+        layers.append(given)
+    return to_config(OmegaConf.merge(*layers), source=f"{recipe} stage {entry.name!r}")
+
+
+def run_pipeline(pipeline: PipelineConfig, stages: Sequence[TrainConfig]) -> int:
+    """Run the stages that are not finished; write the pipeline's `summary.json` at the end.
+
+    Returns:
+        0, or the exit status of the stage that failed.
+    """
+    root = Path(pipeline.output_dir) / pipeline.name
+    root.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    for config in stages:
+        check_data(config)
+    for config in stages:
+        folder = RunFolder(Path(config.run_dir))
+        if folder.summary.is_file():
+            continue
+        folder.path.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder.config)
+        preflight(config)
+        status = run_ranks(config, ["train", str(folder.config)])
+        if status != 0:
+            return status
+    summaries = [json.loads(RunFolder(Path(config.run_dir)).summary.read_text(encoding="utf-8")) for config in stages]
+    summary: dict[str, Any] = {"name": pipeline.name, "seed": pipeline.seed, "backend": summaries[-1]["backend"]}
+    summary["stages"] = summaries
+    last = RunFolder(Path(stages[-1].run_dir))
+    if stages[-1].checkpointing.export_hf:
+        summary["export"] = {"path": str(last.hf)}
+    summary["seconds"] = round(time.monotonic() - begin, 1)
+    write_json(root / "summary.json", summary)
+    return 0

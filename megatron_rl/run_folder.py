@@ -1,0 +1,93 @@
+"""What lies where in a run folder. Light: nothing heavy is imported."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_rl.errors import InputError
+
+MANIFEST = "manifest.json"
+CHECKPOINT_PREFIX = "step_"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """`runs/NAME` of one stage."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Written when the stage is done: its presence means finished."""
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        """Config, tokenizer and first weights of a model made from scratch."""
+        return self.path / "model"
+
+    @property
+    def hf(self) -> Path:
+        """The exported Hugging Face folder."""
+        return self.path / "hf"
+
+    @property
+    def logs(self) -> Path:
+        """Output of the ranks that do not speak to the terminal."""
+        return self.path / "logs"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies."""
+        return self.path / "checkpoints" / f"{CHECKPOINT_PREFIX}{step}"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = [p for p in (self.path / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*") if (p / MANIFEST).is_file()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix(CHECKPOINT_PREFIX)))
+
+    def metric_lines(self) -> list[dict[str, Any]]:
+        """All lines of `metrics.jsonl`."""
+        if not self.metrics.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` if it is a complete checkpoint, else the newest one of the run folder `path`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    found = RunFolder(path).checkpoints()
+    if not found:
+        raise InputError(f"{path}: neither a checkpoint nor a run folder with one; check policy.from_checkpoint")
+    return found[-1]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,202 @@
+"""Everything a stage of training works with, set up in order and taken down in any case."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from megatron_rl.checkpoint import load_weights, resume
+from megatron_rl.config.loader import save_config
+from megatron_rl.config.schema import Algorithm, DataConfig, TrainConfig
+from megatron_rl.data.problems import Problem, batch_indices, load_problems
+from megatron_rl.data.prompts import check_example_lengths, check_prompt_lengths, encode_prompt, encode_response
+from megatron_rl.data.scratch import make_model_folder
+from megatron_rl.errors import InputError
+from megatron_rl.experience import ExperienceMaker
+from megatron_rl.logger import MetricsLogger
+from megatron_rl.parallel import Parallel, setup_parallel
+from megatron_rl.policy.model import Architecture
+from megatron_rl.policy.policy import Policy
+from megatron_rl.progress import Progress
+from megatron_rl.rollout.rollout import Rollout
+from megatron_rl.run_folder import RunFolder, find_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Problems and their prompts' token ids, in the same order."""
+
+    problems: list[Problem]
+    prompts: list[list[int]]
+
+    def take(self, indices: Sequence[int]) -> "PromptSet":
+        """The problems at `indices`."""
+        return PromptSet([self.problems[i] for i in indices], [self.prompts[i] for i in indices])
+
+
+@dataclass(slots=True)
+class Stage:
+    """One stage of training, on this rank.
+
+    Attributes:
+        responses: SFT only: token ids of every training problem's response.
+        rollout, experience: None where the stage never generates.
+        logger, progress: None on all ranks but the main one.
+        start_step: optimizer steps made before this start.
+        timings: seconds of the current step by phase.
+    """
+
+    config: TrainConfig
+    run: RunFolder
+    parallel: Parallel
+    folder: Path
+    policy: Policy
+    start_step: int
+    train_set: PromptSet
+    responses: list[list[int]]
+    validation_sets: dict[str, PromptSet]
+    rollout: Rollout | None
+    experience: ExperienceMaker | None
+    logger: MetricsLogger | None
+    progress: Progress | None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def batch(self, step: int, size: int) -> list[int]:
+        """Indices of the training problems of a step: a pure function of seed and step."""
+        return batch_indices(len(self.train_set.problems), size, step, self.config.seed, self.config.data.shuffle)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase of the step and show it."""
+        self.show(name)
+        begin = time.monotonic()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
+
+    def show(self, phase: str, done: int | None = None, total: int | None = None) -> None:
+        """Show what the stage is doing."""
+        if self.progress is not None:
+            self.progress.phase(phase, done, total)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write a step's metrics."""
+        if self.logger is not None:
+            self.logger.log(step, metrics)
+
+    def log_samples(self, name: str, records: list[dict[str, Any]]) -> None:
+        """Write `samples/NAME.jsonl`."""
+        if self.logger is not None:
+            self.logger.log_samples(name, records)
+
+
+@contextmanager
+def open_stage(config: TrainConfig) -> Iterator[Stage]:
+    """Join the job, load data, model and the newest checkpoint, start the engines; undo it all at the end.
+
+    Raises:
+        InputError: whatever of it the user can fix.
+    """
+    run = RunFolder(Path(config.run_dir))
+    with ExitStack() as stack:
+        parallel = setup_parallel(config)
+        stack.callback(dist.destroy_process_group)
+        folder = _model_folder(config, run, parallel)
+        tokenizer = _tokenizer(folder)
+        train_set, responses = _training_data(config, tokenizer)
+        validation_sets = {name: _prompt_set(config, data, tokenizer) for name, data in config.validation.data.items()}
+        policy, start_step = _policy(config, run, folder, parallel)
+        rollout = _rollout(config, folder, parallel, policy)
+        experience = None
+        if rollout is not None:
+            stack.callback(rollout.close)
+            experience = ExperienceMaker(rollout, config.verifier)
+            stack.callback(experience.close)
+        logger = progress = None
+        if parallel.is_main:
+            save_config(config, run.config)
+            logger = stack.enter_context(MetricsLogger(config, run.path, start_step or -1))
+            progress = stack.enter_context(Progress(config.name, config.max_num_steps, start_step))
+        yield Stage(
+            config=config,
+            run=run,
+            parallel=parallel,
+            folder=folder,
+            policy=policy,
+            start_step=start_step,
+            train_set=train_set,
+            responses=responses,
+            validation_sets=validation_sets,
+            rollout=rollout,
+            experience=experience,
+            logger=logger,
+            progress=progress,
+        )
+
+
+def _model_folder(config: TrainConfig, run: RunFolder, parallel: Parallel) -> Path:
+    if config.policy.model_name is not None:
+        return Path(config.policy.model_name)
+    assert config.policy.from_scratch is not None
+    if parallel.is_main:
+        run.path.mkdir(parents=True, exist_ok=True)
+        if not run.model.is_dir():
+            make_model_folder(config.policy.from_scratch, run.model, config.seed)
+    dist.barrier()
+    return run.model
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"{folder}: its tokenizer is a {type(tokenizer).__name__}; a tokenizer.json is needed")
+    return tokenizer
+
+
+def _training_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[PromptSet, list[list[int]]]:
+    if config.algorithm is Algorithm.GRPO:
+        return _prompt_set(config, config.data, tokenizer), []
+    problems = load_problems(config.data, need_response=True)
+    prompts = [encode_prompt(tokenizer, problem) for problem in problems]
+    responses = [encode_response(tokenizer, problem) for problem in problems]
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    check_example_lengths(config.data.path, problems, lengths, config.policy.max_total_sequence_length)
+    return PromptSet(problems, prompts), responses
+
+
+def _prompt_set(config: TrainConfig, data: DataConfig, tokenizer: PreTrainedTokenizerFast) -> PromptSet:
+    assert config.generation is not None
+    problems = load_problems(data)
+    if data is not config.data and config.validation.max_prompts is not None:
+        problems = problems[: config.validation.max_prompts]
+    prompts = [encode_prompt(tokenizer, problem) for problem in problems]
+    context = config.policy.max_total_sequence_length
+    check_prompt_lengths(data.path, problems, prompts, context, config.generation.max_new_tokens)
+    return PromptSet(problems, prompts)
+
+
+def _policy(config: TrainConfig, run: RunFolder, folder: Path, parallel: Parallel) -> tuple[Policy, int]:
+    architecture = Architecture.of_folder(folder, config.policy)
+    # SFT imitates at temperature 1; GRPO scores samples under the very distribution they were drawn from.
+    temperature = 1.0
+    if config.algorithm is Algorithm.GRPO:
+        assert config.generation is not None
+        temperature = config.generation.temperature
+    policy = Policy(config.policy, architecture, parallel, temperature)
+    step = resume(run, policy)
+    if step == 0 and config.policy.from_checkpoint is not None:
+        load_weights(find_checkpoint(Path(config.policy.from_checkpoint)), policy)
+    elif step == 0:
+        policy.load_hf(folder)
+    return policy, step
+
+
+def _rollout(config: TrainConfig, folder: Path, parallel: Parallel, policy: Policy) -> Rollout | None:
+    if config.generation is None:
+        return None
+    context = config.policy.max_total_sequence_length
+    return Rollout(folder, config.generation, config.policy.precision, parallel, policy.export(), context)

@@ -1,0 +1,90 @@
+"""One stage of training: for every step generate, score, weigh, update, sync, save and log.
+
+    prompts -> rollout -> verifiers -> advantages -> policy update -> weight sync -> rollout of the next step
+               `experience`            `advantages`  `policy`         `rollout`
+
+A step's line in the metrics is written before its checkpoint, so a checkpoint never lacks its history; what a killed
+run logged beyond its last checkpoint is dropped and done again, with the same result.
+"""
+
+import time
+
+from megatron_rl.algorithms.losses import sft_loss
+from megatron_rl.checkpoint import save_checkpoint
+from megatron_rl.config.schema import Algorithm, TrainConfig
+from megatron_rl.export import export_hf
+from megatron_rl.grpo import grpo_step
+from megatron_rl.policy.batch import TrainSequence
+from megatron_rl.stage import Stage, open_stage
+from megatron_rl.summary import write_stage_summary
+from megatron_rl.validate import validate
+
+
+def train(config: TrainConfig) -> None:
+    """Run a stage on this rank from its newest checkpoint to its last step.
+
+    Raises:
+        InputError: what the user can fix.
+        RunStopped: a guard found the run broken.
+    """
+    begin = time.monotonic()
+    run_step = sft_step if config.algorithm is Algorithm.SFT else grpo_step
+    with open_stage(config) as stage:
+        if stage.rollout is not None:
+            stage.rollout.sync(stage.start_step)
+        if stage.start_step == 0 and stage.validation_sets and config.validation.at_start:
+            stage.log(0, validate(stage, 0))
+        for step in range(stage.start_step, config.max_num_steps):
+            finish_step(stage, step + 1, run_step(stage, step))
+        if config.checkpointing.export_hf:
+            export_hf(stage)
+        if stage.parallel.is_main:
+            write_stage_summary(stage, time.monotonic() - begin)
+
+
+def sft_step(stage: Stage, step: int) -> dict[str, float]:
+    """One optimizer step of supervised fine-tuning; the loss is the mean over the batch's response tokens."""
+    assert stage.config.sft is not None
+    indices = stage.batch(step, stage.config.sft.global_batch_size)
+    tokens = sum(len(stage.responses[i]) for i in indices)
+    with stage.phase("policy_training"):
+        sequences = [
+            TrainSequence(stage.train_set.prompts[i] + stage.responses[i], len(stage.train_set.prompts[i]), 1 / tokens)
+            for i in indices
+        ]
+        result = stage.policy.train_step(sequences, sft_loss)
+    return {f"train/{name}": value for name, value in result.items()} | {"performance/tokens": float(tokens)}
+
+
+def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
+    """Sync, validate, log and save, after `step` optimizer steps."""
+    config, last = stage.config, step == stage.config.max_num_steps
+    period = config.validation.period
+    validates = bool(stage.validation_sets) and (
+        (last and config.validation.at_end) or (period > 0 and step % period == 0)
+    )
+    generates_next = config.algorithm is Algorithm.GRPO and not last
+    if stage.rollout is not None and (validates or generates_next):
+        with stage.phase("weight_sync"):
+            stage.rollout.sync(step)
+    if validates:
+        metrics |= validate(stage, step)
+    saves = last or step % config.checkpointing.save_period == 0
+    metrics |= _timings(stage, metrics.pop("performance/tokens"))
+    stage.log(step, metrics)
+    if stage.progress is not None:
+        stage.progress.step(step, metrics)
+    if saves:
+        stage.show("saving")
+        begin = time.monotonic()
+        save_checkpoint(stage.run, stage.policy, stage.parallel, step, config.seed, config.checkpointing.keep_last)
+        stage.timings["checkpoint"] = time.monotonic() - begin  # shown in the next step's line
+
+
+def _timings(stage: Stage, tokens: float) -> dict[str, float]:
+    """The step's timings and speed; starts the next step's."""
+    seconds = sum(stage.timings.values())
+    found = {f"timing/{name}": value for name, value in stage.timings.items()}
+    stage.timings.clear()
+    per_rank = tokens / seconds / stage.parallel.world_size
+    return found | {"timing/total_step_time": seconds, "performance/tokens_per_sec_per_gpu": per_rank}
