@@ -76,4 +76,4 @@ def load_weights(checkpoint: Path, policy: Policy) -> None:
     except (CheckpointingException, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{checkpoint}: does not fit the model of policy.model_name: {reason}") from error
-    policy.load_state(state, step=0)
+    policy.load_state({"model": state["model"]}, step=0)

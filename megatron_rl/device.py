@@ -63,7 +63,7 @@ def setup_device(requested: Device, local_rank: int) -> DeviceSetup:
 
 def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel_size: int) -> dict[str, str]:
     """Environment variables of a vLLM engine; without a GPU its workers share the cores `cpus` evenly."""
-    common = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    common = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
     if device.type == "cuda":
         return common
     shares = [cpus[worker::tensor_parallel_size] or cpus for worker in range(tensor_parallel_size)]

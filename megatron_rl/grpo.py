@@ -68,10 +68,11 @@ def to_sequences(samples: Sequence[ScoredSample], advantages: Sequence[float]) -
     """What the policy trains on: samples with an advantage, weighted over all response tokens of the batch.
 
     Groups without spread have no gradient and are left out of forward and backward, yet their tokens stay in the
-    normaliser: leaving them out saves time and changes nothing.
+    normaliser: leaving them out saves time and changes nothing. A step of only such groups keeps one sample, of weight
+    0, on which the mismatch between engine and policy is measured.
     """
     tokens = sum(len(sample.sample.tokens) for sample in samples)
-    return [
+    sequences = [
         TrainSequence(
             tokens=sample.sample.request.prompt_tokens + sample.sample.tokens,
             prompt_length=len(sample.sample.request.prompt_tokens),
@@ -79,8 +80,8 @@ def to_sequences(samples: Sequence[ScoredSample], advantages: Sequence[float]) -
             rollout_log_probs=sample.sample.log_probs,
         )
         for sample, advantage in zip(samples, advantages, strict=True)
-        if advantage != 0.0
     ]
+    return [sequence for sequence in sequences if sequence.weight != 0.0] or sequences[:1]
 
 
 def experience_metrics(experience: Experience, advantages: Sequence[float]) -> dict[str, float]:

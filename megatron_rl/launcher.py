@@ -15,6 +15,8 @@ from megatron_rl.errors import InputError
 from megatron_rl.processes import die_with_parent
 from megatron_rl.run_folder import RunFolder
 
+# Libraries announce each missing optional kernel in every process; `doctor` tells it once.
+_QUIET = {"PYTHONWARNINGS": "ignore", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 
@@ -63,10 +65,8 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        # Megatron and torch announce each missing optional kernel on every rank; `doctor` tells it once.
-        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
     }
-    return os.environ | own
+    return _QUIET | os.environ | own
 
 
 def _wait(ranks: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
@@ -79,7 +79,9 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
                 return status if status > 0 else 128 - status
         if all(status == 0 for status in statuses):
             return 0
-        time.sleep(_POLL_SECONDS)
+        time.sleep(# Libraries announce each missing optional kernel in every process; `doctor` tells it once.
+_QUIET = {"PYTHONWARNINGS": "ignore", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+_POLL_SECONDS)
 
 
 def _end(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -16,10 +16,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from converters.families import family_of
-from converters.families.family import Family, model_shape
-from converters.hf_folder import read_config
+from converters.families.family import Family
+from converters.hf_config import ModelShape, model_shape, read_config
 from converters.model import ModelGroups
-from converters.ops import ModelShape
 from megatron_rl.config.schema import PolicyConfig, Precision
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.layer_spec import layer_spec

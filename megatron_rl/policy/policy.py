@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -102,6 +103,9 @@ class Policy:
         """State for `megatron.core.dist_checkpointing`, reshardable over TP, PP and DP."""
         state: dict[str, Any] = {"model": self.model.sharded_state_dict(metadata=_CHECKPOINT_METADATA)}
         if with_optimizer:
+            if is_loading:
+                # Megatron describes what it is about to load by the state it has; a new optimizer has none yet.
+                _distributed_optimizer(self.optimizer)._init_optimizer_states_with_dummy_values()
             state["optimizer"] = self.optimizer.sharded_state_dict(
                 state["model"], is_loading=is_loading, metadata=_CHECKPOINT_METADATA
             )
@@ -114,7 +118,7 @@ class Policy:
         """
         self.model.load_state_dict(state["model"])
         if "optimizer" in state:
-            self.optimizer.load_state_dict(state["optimizer"])
+            _load_optimizer(self.optimizer, state["optimizer"])
         else:
             self.optimizer.reload_model_params()
         self._scheduler.step(increment=step)
@@ -221,6 +225,28 @@ def _optimizer(config: PolicyConfig, chunk: DistributedDataParallel) -> Megatron
         ),
         [chunk],
     )
+
+
+def _distributed_optimizer(optimizer: MegatronOptimizer) -> DistributedOptimizer:
+    """The one optimizer of a dense model, out of Megatron's chain."""
+    (inner,) = getattr(optimizer, "chained_optimizers", [optimizer])
+    return inner
+
+
+def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """`optimizer.load_state_dict(state)`, done so that it also works with torch's Adam.
+
+    That one keeps a step counter per parameter, for which Megatron's loading of the moments has no value (KeyError),
+    and which it fills with one tensor shared by all parameters, counted up once for each of them in every later step.
+    """
+    inner = _distributed_optimizer(optimizer)
+    moments = state.pop("param_state")
+    inner.load_state_dict(state)
+    steps = {id(values): values.pop("step") for values in inner.optimizer.state.values() if "step" in values}
+    inner.load_parameter_state_from_fully_reshardable(moments)
+    for values in inner.optimizer.state.values():
+        if id(values) in steps:
+            values["step"] = steps[id(values)].clone()
 
 
 def _scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
