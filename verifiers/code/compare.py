@@ -1,0 +1,71 @@
+"""Equality of a program's output with the expected one, on bytes, in the judge's process.
+
+Standard output is compared as LiveCodeBench does: surrounding white space off the whole and off each
+line, the same number of lines, each equal as text or, token by token, as exact decimal numbers (`1.50`
+equals `1.5`; there is no tolerance, and case and order count).
+
+A function's value arrives as JSON and is compared with `==`, so `1`, `1.0` and `True` are equal, floats
+are exact, and a tuple is a list at any depth (JSON has no tuples).
+
+The bytes come from untrusted programs: no work here grows with them once they are clearly too long.
+"""
+
+import json
+from decimal import Decimal, InvalidOperation
+
+# The widest gap between two JSON texts of equal numbers: 1e308 against its 309 digits.
+_FRAME_FACTOR = 80
+_FRAME_SLACK = 4096
+_INT_DIGITS = 4000  # below what int() refuses; longer numbers are compared as exact decimals
+
+
+def same_output(expected: str, actual: bytes) -> bool:
+    """Whether what a program printed (`actual`) is the expected output. Never raises."""
+    want = expected.strip()
+    got = actual.decode("utf-8", "replace").strip()
+    if want == got:
+        return True
+    if want.count("\n") != got.count("\n"):  # before splitting: a flood of lines costs no memory
+        return False
+    return all(_same_line(w.strip(), g.strip()) for w, g in zip(want.split("\n"), got.split("\n"), strict=True))
+
+
+def _same_line(want: str, got: str) -> bool:
+    if want == got:
+        return True
+    try:
+        expected = [Decimal(token) for token in want.split()]
+        return expected == [Decimal(token) for token in got.split()]
+    except InvalidOperation:  # not a number, or a signalling NaN
+        return False
+
+
+def parse_value(text: str) -> object:
+    """The JSON value in `text`; integers of any length are exact.
+
+    Raises:
+        ValueError: `text` is not one JSON value.
+    """
+    try:
+        return json.loads(text, parse_int=_parse_int)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+
+
+def _parse_int(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= _INT_DIGITS else Decimal(digits)
+
+
+def same_value(expected: str, actual: bytes) -> bool:
+    """Whether the JSON bytes that a function's value was written as equal the JSON text `expected`.
+
+    Raises:
+        ValueError: `expected` is not JSON (the test is broken).
+    """
+    want = parse_value(expected)
+    if len(actual) > _FRAME_FACTOR * len(expected) + _FRAME_SLACK:
+        return False
+    try:
+        return bool(want == parse_value(actual.decode("utf-8")))
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,144 @@
+"""Judge a response to a coding problem: extract its program, run every test in the sandbox, compare here."""
+
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+from verifiers.code.compare import parse_value, same_output, same_value
+from verifiers.code.extract import extract_program
+from verifiers.code.sandbox import Isolation, Outcome, Program, SandboxDied, current_sandbox
+from verifiers.verdict import Result, Verdict
+
+_SOURCE_CHARACTERS = 1 << 20  # contests allow 64 KiB; compiling much more costs more than a test may
+_SIGXCPU = 24
+_METHOD = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", re.MULTILINE)
+
+Test = Mapping[str, str]
+
+
+def isolation() -> Isolation:
+    """What isolation programs get on this machine, found out by starting the sandbox.
+
+    Raises:
+        SandboxError: it cannot start at all.
+    """
+    with current_sandbox() as sandbox:
+        return sandbox.isolation
+
+
+def verify_code(
+    response: str,
+    tests: Sequence[Test],
+    *,
+    fn_name: str | None = None,
+    starter_code: str | None = None,
+    timeout: float = 6.0,
+) -> Result:
+    """Verdict on the program in `response`: `pass` only if it passes every test within its time.
+
+    The first call starts this process's sandbox, which later calls reuse; threads of one process take turns.
+
+    Args:
+        response: what the model wrote; see `extract` for where its program is.
+        tests: in LiveCodeBench's form, at least one: `input`, `output`, and `testtype` `stdin` or `functional`
+            (input: one JSON value per line and argument; output: one JSON value). Run in order, up to the
+            first that fails.
+        fn_name: the function that functional tests call, plain or a method of `class Solution`; by default
+            the last one that `starter_code` defines.
+        starter_code: the problem's function header.
+        timeout: wall-clock seconds for each test.
+
+    Raises:
+        ValueError: the tests, the function's name or the timeout are unusable (nothing a response can cause).
+        SandboxError: the sandbox failed (our fault, never the program's).
+    """
+    start = time.monotonic()
+    _check_tests(tests, timeout)
+    function = _function_name(tests, fn_name, starter_code)
+    program = extract_program(response)
+    if program is None:
+        return Result(Verdict.NO_ANSWER, None, time.monotonic() - start)
+    if len(program) > _SOURCE_CHARACTERS:
+        verdict, detail = Verdict.RUNTIME_ERROR, f"source longer than {_SOURCE_CHARACTERS} characters"
+    else:
+        verdict, detail = _judge(program, tests, function, timeout)
+    return Result(verdict, program, time.monotonic() - start, detail)
+
+
+def _check_tests(tests: Sequence[Test], timeout: float) -> None:
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
+    if not tests:
+        raise ValueError("no tests: nothing could be verified")
+    for number, test in enumerate(tests, 1):
+        for key in ("input", "output", "testtype"):
+            if not isinstance(test.get(key), str):
+                raise ValueError(f"test {number}: {key!r} must be a string, got {test.get(key)!r:.80}")
+        if test["testtype"] not in ("stdin", "functional"):
+            raise ValueError(f"test {number}: testtype must be 'stdin' or 'functional', got {test['testtype']!r:.80}")
+        if test["testtype"] == "functional":
+            try:
+                for text in [*filter(str.strip, test["input"].split("\n")), test["output"]]:
+                    parse_value(text)
+            except ValueError as error:
+                raise ValueError(f"test {number}: not JSON: {error}") from error
+
+
+def _function_name(tests: Sequence[Test], fn_name: str | None, starter_code: str | None) -> str | None:
+    if all(test["testtype"] == "stdin" for test in tests):
+        return None
+    names = _METHOD.findall(starter_code or "")
+    name = fn_name or (names[-1] if names else None)
+    if name is None:
+        raise ValueError("functional tests need fn_name, or starter_code that defines the function")
+    return name
+
+
+def _judge(program: str, tests: Sequence[Test], function: str | None, timeout: float) -> tuple[Verdict, str]:
+    """Verdict and detail. A sandbox that dies is replaced once; if it dies again, whose fault that is depends on
+    whether programs can reach it."""
+    try:
+        return _judge_once(program, tests, function, timeout)
+    except SandboxDied:
+        try:
+            return _judge_once(program, tests, function, timeout)
+        except SandboxDied as error:
+            if isolation().fenced:
+                raise
+            return Verdict.RUNTIME_ERROR, f"twice in a row: {error}"
+
+
+def _judge_once(program: str, tests: Sequence[Test], function: str | None, timeout: float) -> tuple[Verdict, str]:
+    with current_sandbox() as sandbox, sandbox.program(program, timeout) as running:
+        return _run_tests(running, tests, function)
+
+
+def _run_tests(running: Program, tests: Sequence[Test], function: str | None) -> tuple[Verdict, str]:
+    for number, test in enumerate(tests, 1):
+        functional = test["testtype"] == "functional"
+        outcome = running.run(test["input"], function if functional else None)
+        verdict, why = _verdict(outcome, test["output"], functional)
+        if verdict is not Verdict.PASS:
+            return verdict, f"test {number} of {len(tests)}: {why}"
+    return Verdict.PASS, ""
+
+
+def _verdict(outcome: Outcome, expected: str, functional: bool) -> tuple[Verdict, str]:
+    """What one test's outcome means, and a few words on why it is not a pass."""
+    if outcome.failure:
+        return Verdict.RUNTIME_ERROR, outcome.failure
+    if outcome.status is None or outcome.status == -_SIGXCPU:
+        return Verdict.TIMEOUT, f"stopped after {outcome.seconds:.1f} s"
+    if outcome.status < 0:
+        return Verdict.RUNTIME_ERROR, f"killed by signal {-outcome.status}"
+    if outcome.status > 0:
+        last_line = outcome.errors.strip().rpartition("\n")[2]
+        return Verdict.RUNTIME_ERROR, f"exit status {outcome.status}: {last_line:.200}"
+    if not functional:
+        return (Verdict.PASS, "") if same_output(expected, outcome.output) else (Verdict.WRONG, "the output differs")
+    if not outcome.output.endswith(b"\n"):
+        return Verdict.RUNTIME_ERROR, "ended without returning a value"
+    if outcome.output.startswith(b"=") and same_value(expected, outcome.output[1:]):
+        return Verdict.PASS, ""
+    return Verdict.WRONG, "the returned value differs"

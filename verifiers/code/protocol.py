@@ -1,0 +1,62 @@
+"""Messages between the judge and its sandbox: one JSON object each, with file descriptors riding along.
+
+    judge                                    sandbox
+      <- hello                                 what isolation was reached, or the error that stopped it
+      program + [source]                       a program process is forked and compiles the source
+      test    + [input, output, errors]        it forks one child for this test
+      <- outcome                               how that child ended
+      end                                      the program process ends; the sandbox is clean again
+
+The socket keeps message boundaries (SOCK_SEQPACKET). Sources, inputs and outputs travel in memory files,
+so no message is large and no pipe can fill up. Expected outputs never cross.
+"""
+
+import json
+import os
+import socket
+from typing import Any
+
+_MAX_MESSAGE = 1 << 16
+
+# Bounds of one test's child; its wall clock comes with each test.
+MEMORY_BYTES = 1 << 30  # address space
+OUTPUT_BYTES = 32 << 20  # of each file, standard output included
+STACK_BYTES = 100 << 20  # of the main thread; the kernel leaves 128 MiB free below it
+OPEN_FILES = 64
+THREADS = 64
+SCRATCH_BYTES = 32 << 20
+SCRATCH_FILES = 256
+
+
+def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+    """Send `message`, with duplicates of `fds`.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    socket.send_fds(sock, [json.dumps(message).encode()], list(fds))
+
+
+def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """The next message and its descriptors, which the caller closes.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    try:
+        data, fds, _, _ = socket.recv_fds(sock, _MAX_MESSAGE, 4)
+    except ConnectionError as error:
+        raise EOFError("connection lost") from error
+    if not data:
+        raise EOFError("connection closed")
+    return json.loads(data), fds
+
+
+def read_all(fd: int, limit: int) -> bytes:
+    """The first `limit` bytes of a file, whatever its offset."""
+    parts: list[bytes] = []
+    total = 0
+    while total < limit and (part := os.pread(fd, min(limit - total, 1 << 20), total)):
+        parts.append(part)
+        total += len(part)
+    return b"".join(parts)
