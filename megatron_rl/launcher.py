@@ -79,9 +79,7 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
                 return status if status > 0 else 128 - status
         if all(status == 0 for status in statuses):
             return 0
-        time.sleep(# Libraries announce each missing optional kernel in every process; `doctor` tells it once.
-_QUIET = {"PYTHONWARNINGS": "ignore", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def _end(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
