@@ -1,0 +1,385 @@
+"""Whether an answer equals the reference: a ladder of rungs, cheap and certain ones first.
+
+Conventions, where the rules of mathematics leave a choice:
+- A percentage equals its own value: 50% is 0.5 and 50%, never 50.
+- Values are compared exactly. Only where the reference is a decimal with at least four decimals may
+  an answer in exact form (no decimal anywhere in it) round to those digits.
+- The order of a list matters inside brackets, not in a set or in a bare list. A bare list equals a tuple in order.
+- A unit may be left out on either side; two different known units are different. Degrees count as a unit.
+- The base of a numeral may be left out where the reference states it: 52 for 52_8, but not 52_8 for 52.
+- `name = value` answers `value`; letters stand for real numbers; `\\log` is the natural logarithm.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+from verifiers.math import numeric
+from verifiers.math.nodes import (
+    MINUS_ONE,
+    Apply,
+    Group,
+    Matrix,
+    Node,
+    Number,
+    Quantity,
+    Relation,
+    Symbol,
+    TooCostly,
+    Union,
+    Unreadable,
+    add,
+    children,
+    negate,
+    symbols,
+)
+from verifiers.math.parse import parse
+from verifiers.math.scalars import same_scalar
+from verifiers.math.tokens import clean, tokenize
+
+MAX_UNORDERED = 40
+MAX_PLAIN_DIGITS = 1_000
+
+_SPACE_NOT_BETWEEN_DIGITS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
+_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|mathrm)\s*\{([^{}]*)\}|\\[ ,;:!]|\$")
+_CHOICE = re.compile(r"\(?([A-J])\)?")
+_LEADING_CHOICE = re.compile(r"\(([A-J])\)|([A-J])(?:[).:]|$)")
+_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+_INFINITY = Symbol("infty")
+
+
+def equivalent(answer: str, reference: str) -> bool:
+    """Whether two answers, given as LaTeX or plain text, are equal under the conventions above."""
+    if _SPACE_NOT_BETWEEN_DIGITS.sub("", answer) == _SPACE_NOT_BETWEEN_DIGITS.sub("", reference):
+        return True
+    plain = _both_plain_numbers(answer, reference)
+    if plain is not None:
+        return plain
+    try:
+        answer, reference = clean(answer), clean(reference)
+        words = _both_words(answer, reference)
+        if words is not None:
+            return words
+        if tokenize(answer) == tokenize(reference) or _same_choice(answer, reference):
+            return True
+        return same(parse(tokenize(answer)), parse(tokenize(reference)))
+    except (Unreadable, TooCostly):
+        return False
+
+
+# Rungs on text ---------------------------------------------------------------------------------------------
+
+
+def _both_plain_numbers(answer: str, reference: str) -> bool | None:
+    answer, reference = answer.strip(), reference.strip()
+    if max(len(answer), len(reference)) > MAX_PLAIN_DIGITS:
+        return None
+    if not (_PLAIN_NUMBER.fullmatch(answer) and _PLAIN_NUMBER.fullmatch(reference)):
+        return None
+    if not (answer.isascii() and reference.isascii()):
+        return None
+    return Fraction(answer) == Fraction(reference)
+
+
+def _unwrapped(text: str) -> str:
+    """Text without `\\text{}` around its parts, dollars and outer braces."""
+    return _TEXT_COMMAND.sub(lambda m: m.group(1) or " ", text).strip(" {}.")
+
+
+def _both_words(answer: str, reference: str) -> bool | None:
+    """Decides if both are words ("east", "no solution", "Evelyn"): case and hyphens do not matter."""
+    pair = [_unwrapped(text) for text in (answer, reference)]
+    if not all(_WORDS.fullmatch(text) and len(text) > 2 for text in pair):
+        return None
+    first, second = (" ".join(text.casefold().replace("-", " ").split()) for text in pair)
+    return first == second
+
+
+def _same_choice(answer: str, reference: str) -> bool:
+    """Multiple choice: the reference is one letter A to J, the answer starts with it, as in `(C) 12`."""
+    wanted = _CHOICE.fullmatch(_unwrapped(reference))
+    if wanted is None:
+        return False
+    given = _LEADING_CHOICE.match(_unwrapped(answer))
+    return given is not None and wanted.group(1) in given.groups()
+
+
+# Structures ------------------------------------------------------------------------------------------------
+
+
+def same(answer: Node, reference: Node) -> bool:
+    """Whether two trees are equal. Raises Unreadable or TooCostly where that cannot be decided."""
+    answer, reference = _expanded(_as_set(answer)), _expanded(_as_set(reference))
+    if isinstance(answer, Relation) or isinstance(reference, Relation):
+        return _same_relation(answer, reference)
+    if isinstance(answer, Union) or isinstance(reference, Union):
+        return _matched(_parts(answer), _parts(reference))
+    if isinstance(answer, Group | Matrix) or isinstance(reference, Group | Matrix):
+        return _same_group(answer, reference)
+    return same_scalar(answer, reference)
+
+
+def _as_set(node: Node) -> Node:
+    """`x \\in S` says S, the real numbers are an interval, and `x < 1 or x > 2` is a union of two."""
+    if isinstance(node, Relation) and node.operators == ("in",):
+        return node.sides[1]
+    if node == Symbol("\\RR"):
+        return Group("(", (negate(_INFINITY), _INFINITY), ")")
+    if isinstance(node, Group) and not node.opening and all(isinstance(item, Relation) for item in node.items):
+        parts = [_as_interval(item) for item in node.items if isinstance(item, Relation)]
+        if len({_variable(item) for item in node.items if isinstance(item, Relation)}) == 1:
+            found = tuple(part for part in parts if part is not None)
+            return Union(found) if len(found) == len(parts) else node
+    return node
+
+
+def _expanded(node: Node) -> Node:
+    """Plus-minus written out: one value becomes a list of two, also inside a list or set."""
+    if isinstance(node, Group):
+        items: list[Node] = []
+        for item in node.items:
+            both = _expanded(item)
+            items.extend(both.items if isinstance(both, Group) and both is not item else (item,))
+        return Group(node.opening, tuple(items), node.closing) if len(items) > len(node.items) else node
+    if not _has_plus_minus(node):
+        return node
+    return Group("", (_with_signs(node, 1), _with_signs(node, -1)), "")
+
+
+def _has_plus_minus(node: Node) -> bool:
+    if isinstance(node, Apply) and node.operator in ("pm", "mp"):
+        return True
+    return isinstance(node, Apply | Quantity | Relation) and any(_has_plus_minus(c) for c in children(node))
+
+
+def _with_signs(node: Node, sign: int) -> Node:
+    match node:
+        case Apply(operator="pm" | "mp"):
+            inner = _with_signs(node.arguments[0], sign)
+            return inner if (sign > 0) == (node.operator == "pm") else negate(inner)
+        case Apply():
+            return Apply(node.operator, tuple(_with_signs(a, sign) for a in node.arguments))
+        case Quantity():
+            return Quantity(_with_signs(node.value, sign), node.unit)
+        case Relation():
+            return Relation(tuple(_with_signs(s, sign) for s in node.sides), node.operators)
+        case _:
+            return node
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    return node.parts if isinstance(node, Union) else (node,)
+
+
+def _is_set(node: Node) -> bool:
+    return isinstance(node, Group) and node.opening == "\\{"
+
+
+def _same_group(answer: Node, reference: Node) -> bool:
+    if not isinstance(answer, Group | Matrix) or not isinstance(reference, Group | Matrix):
+        return _same_as_single(answer, reference)
+    if isinstance(answer, Matrix) and isinstance(reference, Matrix):
+        return _shape(answer) == _shape(reference) and _in_order(children(answer), children(reference))
+    if isinstance(answer, Matrix) or isinstance(reference, Matrix):
+        matrix, group = (answer, reference) if isinstance(answer, Matrix) else (reference, answer)
+        is_vector = isinstance(matrix, Matrix) and 1 in _shape(matrix)
+        return is_vector and not _is_set(group) and _in_order(children(answer), children(reference))
+    if _is_set(answer) and _is_set(reference):
+        return _covers(answer.items, reference.items) and _covers(reference.items, answer.items)
+    kinds = {answer.opening, reference.opening}
+    if kinds <= {"", "\\{"}:
+        return _matched(answer.items, reference.items)
+    if "\\{" in kinds:
+        return False
+    return _same_brackets(answer, reference) and _in_order(answer.items, reference.items)
+
+
+def _same_as_single(answer: Node, reference: Node) -> bool:
+    """A set of one is its element, and an answer given in several equal forms ("3/4 or 0.75") is each of them."""
+    if isinstance(reference, Group):
+        return _is_set(reference) and len(reference.items) == 1 and same(answer, reference.items[0])
+    if not isinstance(answer, Group) or not (_is_set(answer) or not answer.opening):
+        return False
+    if _is_set(answer) and len(answer.items) != 1:
+        return False
+    return len(answer.items) <= MAX_UNORDERED and all(same(item, reference) for item in answer.items)
+
+
+def _same_brackets(answer: Group, reference: Group) -> bool:
+    """Round or square matters only for two items, which may be an interval; never next to infinity."""
+    if len(reference.items) != 2:
+        return True
+    if "" in (answer.opening, reference.opening):
+        return {answer.opening + answer.closing, reference.opening + reference.closing} <= {"", "()"}
+    low, high = reference.items
+    return (answer.opening == reference.opening or low == negate(_INFINITY)) and (
+        answer.closing == reference.closing or high == _INFINITY
+    )
+
+
+def _shape(matrix: Matrix) -> tuple[int, int]:
+    return len(matrix.rows), len(matrix.rows[0])
+
+
+def _in_order(answer: Sequence[Node], reference: Sequence[Node]) -> bool:
+    return len(answer) == len(reference) and all(same(a, r) for a, r in zip(answer, reference, strict=True))
+
+
+def _matched(answer: Sequence[Node], reference: Sequence[Node]) -> bool:
+    """Equal in some order, one to one."""
+    if len(answer) != len(reference):
+        return False
+    if len(answer) > MAX_UNORDERED:
+        return _in_order(answer, reference)
+    left = list(reference)
+    for item in answer:
+        for at, candidate in enumerate(left):
+            if same(item, candidate):
+                del left[at]
+                break
+        else:
+            return False
+    return True
+
+
+def _covers(some: Sequence[Node], others: Sequence[Node]) -> bool:
+    """Whether each of `others` equals one of `some`."""
+    if max(len(some), len(others)) > MAX_UNORDERED:
+        raise TooCostly("too many elements")
+    return all(any(same(a, b) for a in some) for b in others)
+
+
+# Relations -------------------------------------------------------------------------------------------------
+
+
+def _same_relation(answer: Node, reference: Node) -> bool:
+    intervals = [_as_interval(n) if isinstance(n, Relation) else n for n in (answer, reference)]
+    if isinstance(answer, Relation) and isinstance(reference, Relation):
+        if answer.operators == reference.operators == ("=",):
+            return _same_equation(answer, reference)
+        if intervals[0] is not None and intervals[1] is not None:
+            return _variable(answer) == _variable(reference) and same(intervals[0], intervals[1])
+        return _same_inequality(answer, reference)
+    if intervals[0] is not None and intervals[1] is not None:
+        return same(intervals[0], intervals[1])
+    if isinstance(answer, Relation):
+        value = _stated_value(answer)
+        return value is not None and same(value, reference)
+    assert isinstance(reference, Relation)
+    if isinstance(reference.sides[0], Apply) and reference.sides[0].operator == "+":
+        return False  # x + y + z = 0 is a plane, not the number 0
+    value = _stated_value(reference)
+    return value is not None and same(answer, value)
+
+
+def _stated_value(relation: Relation) -> Node | None:
+    """What `x = 5`, `f(2) = 5`, `x = 2 + 3 = 5`, `10/2 = 5` or `1/3 ~ 0.33` give as their answer."""
+    if any(operator not in ("=", "~") for operator in relation.operators):
+        return None
+    sides, operators = list(relation.sides), list(relation.operators)
+    if _is_name(sides[0]):
+        del sides[0], operators[0]
+    exact = sides[: operators.index("~") + 1] if "~" in operators else sides
+    if all(same(a, b) for a, b in pairwise(exact)):
+        return exact[-1]
+    return None
+
+
+def _is_name(node: Node) -> bool:
+    """Whether a left side only names what is asked for: x, x_1, f(2), AB, x + y, (x, y)."""
+    match node:
+        case Symbol():
+            return node.name not in ("pi", "e", "i")
+        case Apply(operator="*"):
+            first, *rest = node.arguments
+            if len(rest) == 1 and isinstance(first, Symbol) and isinstance(rest[0], Number):
+                return True
+            return all(_is_name(argument) for argument in node.arguments)
+        case Apply(operator="^", arguments=(base, exponent)):
+            return exponent == MINUS_ONE and _is_name(base)  # dy/dx
+        case Apply(operator="+" | "abs"):
+            return all(_is_name(argument) for argument in node.arguments)
+        case Group():
+            return all(_is_name(item) for item in node.items)
+        case Quantity():
+            return _is_name(node.value)
+        case _:
+            return False
+
+
+def _difference(relation: Relation) -> Node:
+    return add([relation.sides[0], negate(relation.sides[1])])
+
+
+def _same_equation(answer: Relation, reference: Relation) -> bool:
+    """Equal sides, or one a nonzero multiple of the other."""
+    if any(isinstance(side, Group | Matrix | Union) for side in (*answer.sides, *reference.sides)):
+        return all(same(a, r) for a, r in zip(answer.sides, reference.sides, strict=True))
+    return numeric.proportional(_difference(answer), _difference(reference), positive=False)
+
+
+def _same_inequality(answer: Relation, reference: Relation) -> bool:
+    if len(answer.operators) != 1 or len(reference.operators) != 1:
+        return False
+    answer, reference = _upward(answer), _upward(reference)
+    if answer.operators != reference.operators or answer.operators[0] not in _FLIPPED:
+        return False
+    positive = answer.operators[0] != "!="
+    return numeric.proportional(_difference(answer), _difference(reference), positive)
+
+
+def _upward(relation: Relation) -> Relation:
+    """a > b as b < a."""
+    if relation.operators[0] in (">", ">="):
+        return Relation(relation.sides[::-1], (_FLIPPED[relation.operators[0]],))
+    return relation
+
+
+def _variable(relation: Relation) -> Node | None:
+    return next((side for side in relation.sides if _is_variable(side)), None)
+
+
+def _is_variable(node: Node) -> bool:
+    return isinstance(node, Symbol) and node.name not in ("pi", "e", "i", "infty")
+
+
+def _as_interval(relation: Relation) -> Node | None:
+    """The set that x < 5, 1 <= x < 2 or x != 3 describes; None for a relation of another form."""
+    if any(operator not in _FLIPPED for operator in relation.operators):
+        return None
+    if len(relation.operators) == 1:
+        left, right = relation.sides
+        return _half_line(left, right, relation.operators[0])
+    if len(relation.operators) != 2 or not _is_variable(relation.sides[1]):
+        return None
+    if relation.operators[0] in (">", ">="):
+        flipped = tuple(_FLIPPED[operator] for operator in relation.operators[::-1])
+        relation = Relation(relation.sides[::-1], flipped)
+    low, _, high = relation.sides
+    opening = {"<": "(", "<=": "["}.get(relation.operators[0])
+    closing = {"<": ")", "<=": "]"}.get(relation.operators[1])
+    return Group(opening, (low, high), closing) if opening and closing else None
+
+
+def _half_line(left: Node, right: Node, operator: str) -> Node | None:
+    if not _is_variable(left):
+        left, right, operator = right, left, _FLIPPED[operator]
+    if not _is_variable(left) or symbols(right) - {"pi", "e", "infty"}:
+        return None
+    minus_infinity = negate(_INFINITY)
+    match operator:
+        case "<":
+            return Group("(", (minus_infinity, right), ")")
+        case "<=":
+            return Group("(", (minus_infinity, right), "]")
+        case ">":
+            return Group("(", (right, _INFINITY), ")")
+        case ">=":
+            return Group("[", (right, _INFINITY), ")")
+        case "!=":
+            return Union((Group("(", (minus_infinity, right), ")"), Group("(", (right, _INFINITY), ")")))
+        case _:
+            return None

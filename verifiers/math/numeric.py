@@ -1,0 +1,335 @@
+"""Deciding whether two expressions are identical, by evaluating both at points to many digits.
+
+Ordinary floating point comes first and rejects nearly all that differ. What remains is evaluated with as many
+digits as it takes to tell the two apart: the number of digits grows with the range of sizes of all intermediate
+values and with the digits that the texts spell out, so that no tolerance can hide a difference which the answers
+state. What would need more than `MAX_DIGITS` is refused.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+from verifiers.math.exact import rational
+from verifiers.math.nodes import Apply, Node, Number, Quantity, Symbol, TooCostly, Unreadable, symbols
+
+BASE_DIGITS = 60
+MAX_DIGITS = 1_500
+MAX_MAGNITUDE = 300  # decimal digits before the point of any intermediate value
+FLOAT_TOLERANCE = 1e-7  # relative to the largest intermediate value: far above rounding, so it only rejects
+MAX_GAMMA_BITS = 1_000  # of precision, beyond which a factorial that is not rational takes seconds
+MAX_SYMBOLS = 12
+NEEDED_POINTS = 2
+
+_CONSTANTS = frozenset(("pi", "e", "i"))
+# Of these exponents each makes one point: two positive, two of mixed sign, two of integers (where (-1)^n is real).
+_POINT_EXPONENTS = (5, 7, 11, 13, 17, 19)
+
+Value = Any  # a real or complex number of the context in use
+
+
+def identical(first: Node, second: Node) -> bool:
+    """Whether two scalar expressions have the same value, whatever real values their symbols take.
+
+    Compared at points where both are real if there are such points, else at all points where both are finite.
+    Raises TooCostly if that needs more digits than `MAX_DIGITS`, Unreadable if an operation has no values.
+    """
+    names = sorted((symbols(first) | symbols(second)) - _CONSTANTS)
+    real_points, other_points = 0, []
+    for point in _sample(names):
+        outcome = _equal_at(first, second, point)
+        if outcome is None:
+            continue
+        equal, is_real = outcome
+        if not is_real:
+            other_points.append(equal)
+        elif equal:
+            real_points += 1
+        else:
+            return False
+    needed = NEEDED_POINTS if names else 1
+    return real_points >= needed or (real_points + len(other_points) >= needed and all(other_points))
+
+
+def proportional(first: Node, second: Node, positive: bool) -> bool:
+    """Whether first = c * second for one constant c != 0 (c > 0 if `positive`), so that both vanish together.
+
+    Raises TooCostly and Unreadable as `identical` does.
+    """
+    names = sorted((symbols(first) | symbols(second)) - _CONSTANTS)
+    if not names:
+        return False
+    ratios = []
+    for point in _sample(names):
+        ratio = _ratio_at(first, second, point)
+        if ratio is not None:
+            ratios.append(ratio)
+    if len(ratios) < NEEDED_POINTS:
+        return False
+    context = _precise_context()
+    reference = ratios[0]
+    if positive and (context.im(reference) != 0 or context.re(reference) <= 0):
+        return False
+    return all(abs(r - reference) <= abs(reference) * context.mpf(10) ** -(BASE_DIGITS // 2) for r in ratios)
+
+
+def real_value(node: Node) -> tuple[Value, Value] | None:
+    """(value, error bound) of a constant real expression to about `BASE_DIGITS` digits; None if it is not one."""
+    if symbols(node) - _CONSTANTS:
+        return None
+    context = _precise_context()
+    context.dps = BASE_DIGITS
+    evaluation = _Evaluation(context, {})
+    value = evaluation.value_or_none(node)
+    if value is None or context.im(value) != 0:
+        return None
+    return context.re(value), evaluation.largest * context.mpf(10) ** -(BASE_DIGITS // 2)
+
+
+def _sample(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    if len(names) > MAX_SYMBOLS:
+        raise TooCostly("too many symbols")
+    if not names:
+        yield {}
+        return
+    for number, exponent in enumerate(_POINT_EXPONENTS):
+        yield {name: _coordinate(number, exponent, index) for index, name in enumerate(names)}
+
+
+def _coordinate(number: int, exponent: int, index: int) -> Fraction:
+    """The value of one symbol at one point: scattered, so that no small relation holds between symbols."""
+    residue = pow(index + 2, exponent, 9973)
+    match number:
+        case 0 | 1:
+            return Fraction(residue % 4001 + 300, 2003)
+        case 2 | 3:
+            return Fraction((-1) ** (index + number) * (residue % 3001 + 200), 1009)
+        case _:
+            return Fraction(residue % 13 + 2)
+
+
+def _equal_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bool, bool] | None:
+    """(equal, both real) at a point; None where one of them has no finite value."""
+    rough = _equal_in_floats(first, second, point)
+    if rough is not None and not rough[0]:
+        return rough
+    context, digits = _context_for(first, second, point)
+    evaluation = _Evaluation(context, point)
+    values = [evaluation.value_or_none(node) for node in (first, second)]
+    if values[0] is None or values[1] is None:
+        return None
+    tolerance = evaluation.largest * context.mpf(10) ** -(digits * 6 // 10)
+    is_real = all(abs(context.im(v)) <= tolerance for v in values)
+    one_real = any(abs(context.im(v)) <= tolerance for v in values)
+    if one_real and not is_real and point:
+        return None  # one is not defined there among the reals
+    return abs(values[0] - values[1]) <= tolerance, is_real
+
+
+def _equal_in_floats(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bool, bool] | None:
+    """As `_equal_at` but trustworthy only when it says that two reals differ; None if floats cannot tell."""
+    from mpmath import fp
+
+    evaluation = _Evaluation(fp, point)
+    try:
+        values = [evaluation.value_or_none(node) for node in (first, second)]
+    except (TooCostly, OverflowError):
+        return None
+    a, b = values
+    if a is None or b is None or a.imag or b.imag:
+        return None
+    return (False, True) if abs(a - b) > FLOAT_TOLERANCE * evaluation.largest else None
+
+
+def _context_for(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[Any, int]:
+    """A context with enough digits for both expressions at a point, and their number."""
+    context = _precise_context()
+    context.dps = BASE_DIGITS
+    evaluation = _Evaluation(context, point)
+    for node in (first, second):
+        evaluation.value_or_none(node)
+    span = int(context.mag(evaluation.largest) - context.mag(evaluation.smallest)) * 3 // 10
+    digits = BASE_DIGITS + 3 * span + 2 * evaluation.literal_digits
+    if digits > MAX_DIGITS:
+        raise TooCostly("too many digits needed")
+    context.dps = digits
+    return context, digits
+
+
+def _ratio_at(first: Node, second: Node, point: dict[str, Fraction]) -> Value | None:
+    context, digits = _context_for(first, second, point)
+    evaluation = _Evaluation(context, point)
+    values = [evaluation.value_or_none(node) for node in (first, second)]
+    if values[0] is None or values[1] is None:
+        return None
+    tolerance = evaluation.largest * context.mpf(10) ** -(digits * 6 // 10)
+    if abs(values[1]) <= tolerance:
+        return None
+    return values[0] / values[1]
+
+
+_local = threading.local()
+
+
+def _precise_context() -> Any:
+    """This thread's multi-precision context: precision is a state of the context, so threads must not share one."""
+    if not hasattr(_local, "context"):
+        from mpmath.ctx_mp import MPContext
+
+        _local.context = MPContext()
+    return _local.context
+
+
+class _Undefined(ArithmeticError):
+    """An operation has no finite value here."""
+
+
+class _Evaluation:
+    """Evaluates trees at one point and keeps book of the sizes that occur."""
+
+    def __init__(self, context: Any, point: dict[str, Fraction]) -> None:
+        self.context = context
+        self.point = point
+        self.largest = context.mpf(1)
+        self.smallest = context.mpf(1)
+        self.limit = context.mpf(10) ** MAX_MAGNITUDE
+        self.literal_digits = 0
+
+    def value_or_none(self, node: Node) -> Value | None:
+        """The finite value of a tree, or None if it has none here (a pole, a branch point, an overflow)."""
+        try:
+            return self.value(node)
+        except (ArithmeticError, ValueError):  # mpmath's ways to say that it is a pole or past its range
+            return None
+
+    def value(self, node: Node) -> Value:
+        match node:
+            case Number():
+                self.literal_digits = max(self.literal_digits, len(str(node.value.denominator)))
+                result = self.fraction(node.value)
+            case Symbol():
+                result = self.symbol(node.name)
+            case Quantity():
+                result = self.value(node.value)
+            case Apply(operator="^"):
+                result = self.power(*node.arguments)
+            case Apply():
+                result = self.apply(node.operator, [self.value(a) for a in node.arguments])
+            case _:
+                raise Unreadable("not a scalar")
+        size = abs(result)
+        if not size < self.context.inf:
+            raise _Undefined
+        if size > self.largest:
+            if size > self.limit:
+                raise TooCostly("value too large")
+            self.largest = size
+        elif 0 < size < self.smallest:
+            self.smallest = size
+        return result
+
+    def fraction(self, value: Fraction) -> Value:
+        return self.context.mpf(value.numerator) / self.context.mpf(value.denominator)
+
+    def symbol(self, name: str) -> Value:
+        match name:
+            case "pi":
+                return +self.context.pi
+            case "e":
+                return +self.context.e
+            case "i":
+                return self.context.mpc(0, 1)
+        return self.fraction(self.point[name])
+
+    def apply(self, operator: str, arguments: list[Value]) -> Value:
+        function, arity = _FUNCTIONS.get(operator, (None, 0))
+        if function is None or (arity and len(arguments) not in (arity, arity + (operator == "log"))):
+            raise Unreadable(f"{operator} of {len(arguments)} arguments")
+        return function(self.context, *arguments)
+
+    def power(self, base_node: Node, exponent_node: Node) -> Value:
+        base, exponent = self.value(base_node), self.value(exponent_node)
+        try:
+            exact = rational(exponent_node)
+        except TooCostly:
+            exact = None
+        if base == 0:
+            return base if exponent.real > 0 else 1 / base
+        if abs(exponent) * (abs(self.context.mag(base)) + 1) > MAX_MAGNITUDE * 4:
+            raise TooCostly("power too large")
+        if exact is not None and exact.denominator == 1:
+            return base**exact.numerator
+        if exact is not None and exact.denominator % 2 and self.context.im(base) == 0 and self.context.re(base) < 0:
+            return (-1) ** exact.numerator * abs(base) ** exponent
+        return self.context.power(base, exponent)
+
+
+def _root(context: Any, radicand: Value, degree: Value) -> Value:
+    if degree == 2:
+        return context.sqrt(radicand)
+    negative = not context.im(radicand) and context.re(radicand) < 0
+    if negative and not context.im(degree) and context.re(degree) % 2 == 1:
+        return -(abs(radicand) ** (1 / degree))
+    return context.power(radicand, 1 / degree)
+
+
+def _product(context: Any, *factors: Value) -> Value:
+    result = context.mpf(1)
+    for factor in factors:
+        result *= factor
+    return result
+
+
+def _log(context: Any, argument: Value, base: Value | None = None) -> Value:
+    return context.log(argument) if base is None else context.log(argument) / context.log(base)
+
+
+def _factorial(context: Any, value: Value) -> Value:
+    if abs(value) > 200 or context.prec > MAX_GAMMA_BITS:
+        raise TooCostly("factorial too large")
+    return context.gamma(value + 1)
+
+
+def _binomial(context: Any, n: Value, k: Value) -> Value:
+    if abs(n) > 1000 or abs(k) > 1000 or context.prec > MAX_GAMMA_BITS:
+        raise TooCostly("binomial too large")
+    return context.binomial(n, k)
+
+
+def _reals(context: Any, values: tuple[Value, ...]) -> list[Value]:
+    """The values, which must be real where they are put in order."""
+    if any(context.im(value) for value in values):
+        raise _Undefined
+    return [context.re(value) for value in values]
+
+
+def _named(name: str) -> Callable[..., Value]:
+    return lambda context, value: getattr(context, name)(value)
+
+
+_SAME_NAME = (
+    "exp",
+    *("sin", "cos", "tan", "cot", "sec", "csc"),
+    *("sinh", "cosh", "tanh", "coth"),
+)
+# Operator: (function of the context and the values, number of arguments or 0 for any).
+_FUNCTIONS: dict[str, tuple[Callable[..., Value], int]] = {
+    "+": (lambda context, *terms: context.fsum(terms), 0),
+    "*": (_product, 0),
+    "root": (_root, 2),
+    "abs": (lambda context, value: abs(value), 1),
+    "deg": (lambda context, value: value * context.pi / 180, 1),
+    "!": (_factorial, 1),
+    "binom": (_binomial, 2),
+    "ln": (_log, 1),
+    "log": (_log, 1),
+    "max": (lambda context, *values: max(_reals(context, values)), 0),
+    "min": (lambda context, *values: min(_reals(context, values)), 0),
+    "floor": (lambda context, value: context.floor(*_reals(context, (value,))), 1),
+    "ceil": (lambda context, value: context.ceil(*_reals(context, (value,))), 1),
+    **{
+        name: (_named("a" + name.removeprefix("arc") if name.startswith("arc") else name), 1)
+        for name in (*_SAME_NAME, *(f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")))
+    },
+}

@@ -1,0 +1,441 @@
+"""Canonical tokens to a tree, by recursive descent. Nothing is evaluated and no name is ever looked up in Python."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
+
+from verifiers.math.literals import mixed_number, read_number
+from verifiers.math.nodes import (
+    MINUS_ONE,
+    Apply,
+    Group,
+    Matrix,
+    Node,
+    Number,
+    Numeral,
+    Quantity,
+    Relation,
+    Symbol,
+    Union,
+    Unreadable,
+    add,
+    invert,
+    multiply,
+    negate,
+)
+from verifiers.math.spelling import FUNCTIONS, UNREADABLE
+from verifiers.math.tokens import CACHED, Kind, Token
+from verifiers.math.units import canonical_unit
+
+MAX_TOKENS = 1_500
+MAX_DEPTH = 60
+
+_RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in"))
+_PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
+_CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
+_NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "pm", "mp"}
+_PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
+_CONSTANTS = {"pi": "pi", "infty": "infty"}
+_MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"))
+_END = Token(Kind.MARK, "")
+
+
+@lru_cache(maxsize=CACHED)
+def parse(tokens: tuple[Token, ...]) -> Node:
+    """The tree of a whole answer.
+
+    Raises Unreadable if the tokens are no expression, or too many, or nested too deeply.
+    """
+    if len(tokens) > MAX_TOKENS:
+        raise Unreadable("too many tokens")
+    parser = _Parser(tokens)
+    items = parser.listing()
+    if parser.peek is not _END:
+        raise Unreadable(f"unexpected {parser.peek.text!r}")
+    return items[0] if len(items) == 1 else Group("", tuple(items), "")
+
+
+class _Parser:
+    def __init__(self, tokens: tuple[Token, ...]) -> None:
+        self.tokens = tokens
+        self.at = 0
+        self.depth = 0
+        self.bars = 0  # open |...|: inside, a bar closes
+
+    @property
+    def peek(self) -> Token:
+        return self.tokens[self.at] if self.at < len(self.tokens) else _END
+
+    def next(self) -> Token:
+        token = self.peek
+        self.at += 1
+        return token
+
+    def accept(self, *texts: str) -> str | None:
+        token = self.peek
+        if token.text in texts and token.kind in (Kind.MARK, Kind.COMMAND):
+            self.at += 1
+            return token.text
+        return None
+
+    def expect(self, text: str) -> None:
+        if not self.accept(text):
+            raise Unreadable(f"expected {text!r} at {self.peek.text!r}")
+
+    # Lists, relations and sets -------------------------------------------------------------------------
+
+    def listing(self) -> list[Node]:
+        """Items between commas, semicolons, "and" and "or"; at least one."""
+        items = [self.relation()]
+        while self.accept(",", ";"):
+            while self.accept(",", ";"):  # "1, 2, and 3"
+                pass
+            if self.peek is _END or self.peek.text in _CLOSERS:
+                break
+            items.append(self.relation())
+        return items
+
+    def relation(self) -> Node:
+        self.accept("=", "~")  # the left side was left out
+        sides, operators = [self.union()], []
+        while operator := self.accept(*_RELATIONS):
+            operators.append(operator)
+            sides.append(self.union())
+        return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
+
+    def union(self) -> Node:
+        parts = [self.ratio()]
+        while self.accept("cup"):
+            parts.append(self.ratio())
+        return Union(tuple(parts)) if len(parts) > 1 else parts[0]
+
+    def ratio(self) -> Node:
+        parts = [self.sum()]
+        while self.accept(":"):
+            parts.append(self.sum())
+        if len(parts) == 2:
+            return multiply([parts[0], invert(parts[1])])
+        return Group("(", tuple(parts), ")") if len(parts) > 1 else parts[0]
+
+    # Arithmetic ----------------------------------------------------------------------------------------
+
+    def sum(self) -> Node:
+        terms = [self.signed(self.product)]
+        while sign := self.accept("+", "-", "pm", "mp"):
+            terms.append(_with_sign(sign, self.signed(self.product)))
+        return add(terms)
+
+    def signed(self, operand: Callable[[], Node]) -> Node:
+        signs = []
+        while sign := self.accept("+", "-", "pm", "mp"):
+            signs.append(sign)
+            if len(signs) > 4:
+                raise Unreadable("too many signs")
+        node = operand()
+        for sign in reversed(signs):
+            node = _with_sign(sign, node)
+        return node
+
+    def product(self) -> Node:
+        factors = [self.factor()]
+        while True:
+            if self.accept("*"):
+                factors.append(self.signed(self.factor))
+            elif self.accept("/"):
+                factors.append(invert(self.signed(self.factor)))
+            elif not self.starts_factor():
+                break
+            elif self.peek.kind is Kind.NUMBER:
+                factors[-1] = self.spacedmixed_number(factors[-1])
+            else:
+                factors.append(self.factor())
+        return _product_of_quantities(factors)
+
+    def spacedmixed_number(self, whole: Node) -> Node:
+        """`1 4/5`: two numbers in a row mean nothing else."""
+        numerator = read_number(self.next().text)
+        self.expect("/")
+        if self.peek.kind is not Kind.NUMBER:
+            raise Unreadable("two numbers in a row")
+        mixed = mixed_number(whole, numerator, read_number(self.next().text))
+        if mixed is None:
+            raise Unreadable("two numbers in a row")
+        return mixed
+
+    def starts_factor(self) -> bool:
+        token = self.peek
+        if token is _END:
+            return False
+        if token.kind is Kind.MARK:
+            return token.text in _PAIRS or token.text == "$" or (token.text == "|" and not self.bars)
+        return token.text not in _NOT_FACTORS and not token.text.startswith("end ")
+
+    def factor(self) -> Node:
+        """An atom with what follows it: powers, factorials, percent signs, degrees, units."""
+        self.enter()
+        integer = self.peek.kind is Kind.NUMBER and self.peek.text.isdigit()
+        node = self.atom()
+        if integer and self.peek.text == "frac" and isinstance(node, Number):
+            before = self.at
+            self.next()
+            mixed = mixed_number(node, self.argument(), self.argument())
+            if mixed is None:
+                self.at = before
+            else:
+                node = mixed
+        while True:
+            if self.accept("^"):
+                node = self.degrees(node) or Apply("^", (node, self.exponent()))
+            elif self.accept("circ"):
+                node = Apply("deg", (node,))
+            elif self.accept("!"):
+                node = Apply("!", (node,))
+            elif self.accept("%"):
+                node = multiply([node, Number(Fraction(1, 100))])
+            elif self.peek.kind is Kind.WORD:
+                node = self.unit(node)
+            else:
+                break
+        self.depth -= 1
+        return node
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("nested too deeply")
+
+    def degrees(self, node: Node) -> Node | None:
+        """After `^`: `\\circ` and `{\\circ}` are degrees, anything else is an exponent."""
+        if self.accept("circ"):
+            return Apply("deg", (node,))
+        if [t.text for t in self.tokens[self.at : self.at + 3]] == ["{", "circ", "}"]:
+            self.at += 3
+            return Apply("deg", (node,))
+        return None
+
+    def exponent(self) -> Node:
+        self.enter()
+        node = self.signed(self.argument if self.peek.text == "{" else self.atom)
+        if self.accept("^"):
+            node = Apply("^", (node, self.exponent()))
+        self.depth -= 1
+        return node
+
+    def unit(self, value: Node) -> Node:
+        words = [self.next().text]
+        while self.peek.kind is Kind.WORD or self.at_unit_quotient():
+            words.append(self.next().text)
+        power = 1
+        if self.accept("^"):
+            exponent = self.exponent()
+            if not isinstance(exponent, Number) or exponent.value.denominator != 1:
+                raise Unreadable("power of a unit")
+            power = exponent.value.numerator
+        name = " ".join(words)
+        if name == "percent":
+            return multiply([value, Number(Fraction(1, 100))])
+        if name in ("degrees", "degree"):
+            return Apply("deg", (value,))
+        return Quantity(value, canonical_unit(name, power))
+
+    def at_unit_quotient(self) -> bool:
+        after = self.tokens[self.at + 1 : self.at + 2]
+        return self.peek.text == "/" and bool(after) and after[0].kind is Kind.WORD
+
+    # Atoms ---------------------------------------------------------------------------------------------
+
+    def atom(self) -> Node:
+        token = self.next()
+        if token.kind is Kind.NUMBER:
+            return self.numeral(token.text) if self.peek.text == "_" else read_number(token.text)
+        if token.text in _PREFIX_CURRENCIES and (self.peek.kind is Kind.NUMBER or self.peek.text == "frac"):
+            return Quantity(self.factor(), _PREFIX_CURRENCIES[token.text])
+        if token.kind in (Kind.LETTER, Kind.WORD):
+            return Symbol(token.text + self.name_suffix())
+        if token.kind is Kind.COMMAND:
+            return self.command(token.text)
+        if token.text in _PAIRS:
+            return self.group(token.text)
+        if token.text == "|" and not self.bars:
+            return self.between_bars()
+        raise Unreadable(f"unexpected {token.text!r}")
+
+    def numeral(self, digits: str) -> Node:
+        self.next()
+        return Numeral(digits, self.raw_argument())
+
+    def name_suffix(self) -> str:
+        """Subscripts and primes, which are part of a name."""
+        suffix = ""
+        while True:
+            if self.accept("_"):
+                suffix += "_" + self.raw_argument()
+            elif self.accept("'"):
+                suffix += "'"
+            else:
+                return suffix
+
+    def raw_argument(self) -> str:
+        """The text of a group or single token, unread."""
+        if not self.accept("{"):
+            return self.next().text
+        text = ""
+        while self.peek is not _END and self.peek.text != "}":
+            text += self.next().text
+        self.expect("}")
+        return text
+
+    def command(self, name: str) -> Node:
+        self.enter()
+        node = self.known_command(name)
+        self.depth -= 1
+        return node
+
+    def known_command(self, name: str) -> Node:
+        if name == "frac":
+            return multiply([self.argument(), invert(self.argument())])
+        if name == "binom":
+            return Apply("binom", (self.argument(), self.argument()))
+        if name == "sqrt":
+            degree = self.root_degree()
+            return Apply("root", (self.argument(whole_number=True), degree))
+        if name in FUNCTIONS:
+            return self.function(name)
+        if name in ("lfloor", "lceil"):
+            node = self.scalar(self.listing())
+            self.expect("r" + name[1:])
+            return Apply(name[1:], (node,))
+        if name.startswith("begin "):
+            return self.matrix(name.removeprefix("begin "))
+        if name == "emptyset":
+            return Group("\\{", (), "\\}")
+        if name in UNREADABLE or name in _CLOSERS or name.startswith("end "):
+            raise Unreadable(f"no meaning for {name}")
+        return Symbol(_CONSTANTS.get(name, "\\" + name) + self.name_suffix())
+
+    def root_degree(self) -> Node:
+        if not self.accept("["):
+            return Number(Fraction(2))
+        node = self.sum()
+        self.expect("]")
+        return node
+
+    def function(self, name: str) -> Node:
+        base = None
+        power = None
+        while mark := self.accept("_", "^"):
+            if mark == "_":
+                base = self.argument()
+            else:
+                power = self.exponent()
+        argument = self.atom() if self.peek.text in ("(", "[", "{") else self.bare_operand()
+        arguments = argument.items if isinstance(argument, Group) else (argument,)
+        if power == MINUS_ONE and "arc" + name in FUNCTIONS:
+            name, power = "arc" + name, None
+        elif power == MINUS_ONE and name.endswith("h"):
+            raise Unreadable("inverse hyperbolic function")
+        node: Node = Apply(name, (*arguments, base) if base else arguments)
+        return Apply("^", (node, power)) if power else node
+
+    def bare_operand(self) -> Node:
+        """What a function applies to without parentheses: `\\sin 2\\pi x`, up to a sign or another function."""
+        factors = [self.signed(self.factor)]
+        while True:
+            if self.accept("/"):
+                factors.append(invert(self.factor()))
+            elif self.starts_factor() and self.peek.text not in FUNCTIONS - {"sqrt"} and self.peek.text not in "([":
+                factors.append(self.factor())
+            else:
+                return multiply(factors)
+
+    def argument(self, whole_number: bool = False) -> Node:
+        """A TeX argument: a group, or else one token, which for a number is its first digit."""
+        token = self.peek
+        if token.text == "{":
+            self.next()
+            return self.scalar_group("{")
+        if token.kind is Kind.NUMBER and len(token.text) > 1 and not whole_number:
+            if not token.text.isdigit():
+                raise Unreadable("a decimal without braces")
+            self.tokens = (
+                *self.tokens[: self.at],
+                Token(Kind.NUMBER, token.text[0]),
+                Token(Kind.NUMBER, token.text[1:]),
+                *self.tokens[self.at + 1 :],
+            )
+        return self.atom()
+
+    def scalar_group(self, opening: str) -> Node:
+        return self.scalar([self.group(opening)])
+
+    def scalar(self, items: list[Node]) -> Node:
+        if len(items) != 1 or isinstance(items[0], Group | Union | Matrix | Relation):
+            raise Unreadable("a list where one value belongs")
+        return items[0]
+
+    def group(self, opening: str) -> Node:
+        self.enter()
+        bars, self.bars = self.bars, 0
+        closing = self.accept(*_PAIRS[opening])
+        items: list[Node] = []
+        if closing is None:
+            items = self.listing()
+            closing = self.accept(*_PAIRS[opening])
+            if closing is None:
+                raise Unreadable(f"unclosed {opening!r}")
+        self.bars = bars
+        self.depth -= 1
+        if len(items) == 1 and opening != "\\{" and closing == _PAIRS[opening][0]:
+            return items[0]
+        if not items and opening != "\\{":
+            raise Unreadable("empty brackets")
+        if opening == "{":
+            opening, closing = "\\{", "\\}"
+        return Group(opening, tuple(items), closing)
+
+    def between_bars(self) -> Node:
+        self.enter()
+        self.bars += 1
+        node = self.scalar(self.listing())
+        self.bars -= 1
+        self.depth -= 1
+        self.expect("|")
+        return Apply("abs", (node,))
+
+    def matrix(self, environment: str) -> Node:
+        if environment not in _MATRICES:
+            raise Unreadable(f"no meaning for {environment}")
+        rows: list[tuple[Node, ...]] = []
+        row: list[Node] = []
+        while not self.accept(f"end {environment}"):
+            row.append(self.sum())
+            if self.accept("\\\\"):
+                rows.append(tuple(row))
+                row = []
+            elif not self.accept("&") and self.peek.text != f"end {environment}":
+                raise Unreadable("unclosed matrix")
+        if row:
+            rows.append(tuple(row))
+        if not rows or len({len(r) for r in rows}) != 1:
+            raise Unreadable("ragged matrix")
+        return Matrix(tuple(rows))
+
+
+def _with_sign(sign: str, node: Node) -> Node:
+    match sign:
+        case "+":
+            return node
+        case "-":
+            return negate(node)
+        case _:
+            return Apply(sign, (node,))
+
+
+def _product_of_quantities(factors: list[Node]) -> Node:
+    """A unit at the end of a product belongs to the whole: 3\\pi cm is (3\\pi) cm."""
+    last = factors[-1]
+    if isinstance(last, Quantity) and not any(isinstance(f, Quantity) for f in factors[:-1]):
+        return Quantity(multiply([*factors[:-1], last.value]), last.unit)
+    if isinstance(factors[0], Quantity) and not any(isinstance(f, Quantity) for f in factors[1:]):
+        return Quantity(multiply([factors[0].value, *factors[1:]]), factors[0].unit)
+    return multiply(factors)

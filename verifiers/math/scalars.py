@@ -1,0 +1,83 @@
+"""Equality of single values: units, then exact rationals, then rounding to a long decimal, then identity."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+from verifiers.math import numeric
+from verifiers.math.exact import rational
+from verifiers.math.nodes import Apply, Node, Number, Numeral, Quantity, children
+
+ROUNDED_DECIMALS = 4
+
+
+def same_scalar(answer: Node, reference: Node) -> bool:
+    """Whether two single values are equal. Raises Unreadable or TooCostly where that cannot be decided."""
+    if isinstance(answer, Numeral) or isinstance(reference, Numeral):
+        return _same_numeral(answer, reference)
+    answer_unit, answer = _split_unit(answer)
+    reference_unit, reference = _split_unit(reference)
+    if answer_unit and reference_unit and answer_unit != reference_unit:
+        return False
+    for rung in _SCALAR_RUNGS:
+        verdict = rung(answer, reference)
+        if verdict is not None:
+            return verdict
+    return numeric.identical(answer, reference)
+
+
+def _same_numeral(answer: Node, reference: Node) -> bool:
+    if isinstance(reference, Numeral) and isinstance(answer, Number):
+        return reference.digits.isdigit() and answer.value == int(reference.digits)
+    return answer == reference
+
+
+def _split_unit(node: Node) -> tuple[str | None, Node]:
+    if isinstance(node, Quantity):
+        return node.unit, node.value
+    match node:
+        case Apply(operator="deg"):
+            return "deg", node.arguments[0]
+        case Apply(operator="*", arguments=(*rest, Apply(operator="deg", arguments=(last,)))):
+            return "deg", Apply("*", (*rest, last))
+        case _:
+            return None, node
+
+
+def _by_structure(answer: Node, reference: Node) -> bool | None:
+    return True if answer == reference else None
+
+
+def _by_rationals(answer: Node, reference: Node) -> bool | None:
+    first = rational(answer)
+    second = rational(reference)
+    if second is None or first is None:
+        return None
+    return first == second or _rounds(Number(first), answer, reference)
+
+
+def _by_rounding(answer: Node, reference: Node) -> bool | None:
+    return _rounds(answer, answer, reference) or None
+
+
+_SCALAR_RUNGS: tuple[Callable[[Node, Node], bool | None], ...] = (_by_structure, _by_rationals, _by_rounding)
+
+
+def _rounds(value: Node, written: Node, reference: Node) -> bool:
+    """Whether an exact value rounds to a reference that is a long decimal."""
+    if not isinstance(reference, Number) or reference.decimals < ROUNDED_DECIMALS or _has_decimal(written):
+        return False
+    if len(str(abs(reference.value.numerator))) < ROUNDED_DECIMALS:
+        return False
+    evaluated = numeric.real_value(value)
+    if evaluated is None:
+        return False
+    number, error = evaluated
+    half_unit = Fraction(1, 2 * 10**reference.decimals)
+    distance = abs(number - number.context.mpf(reference.value.numerator) / reference.value.denominator)
+    return distance <= number.context.mpf(half_unit.numerator) / half_unit.denominator + error
+
+
+def _has_decimal(node: Node) -> bool:
+    if isinstance(node, Number):
+        return node.decimals > 0
+    return any(_has_decimal(child) for child in children(node))

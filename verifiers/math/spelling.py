@@ -1,0 +1,120 @@
+"""The many spellings of one sign or name, as data: characters, LaTeX commands and plain words."""
+# ruff: noqa: RUF001
+
+import unicodedata
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def _spelled(spellings: dict[str, str]) -> dict[str, str]:
+    """{"<=": "le leq"} as {"le": "<=", "leq": "<="}."""
+    return {word: canonical for canonical, words in spellings.items() for word in words.split()}
+
+
+def _compatible(character: str) -> str:
+    return unicodedata.normalize("NFKC", character)
+
+
+def _greek(letters: str) -> dict[str, str]:
+    names = {c: unicodedata.name(c).split()[-1].lower().replace("lamda", "lambda") for c in letters}
+    return {c: f"\\{name.capitalize() if c.isupper() else name} " for c, name in names.items()}
+
+
+# Functions that apply to what follows them.
+FUNCTIONS = _words(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth "
+    "ln log exp sqrt gcd lcm max min"
+)
+
+# Commands without a meaning here: an answer that holds one is compared as text.
+UNREADABLE = _words(
+    "sum prod int lim iint oint ldots cdots dots vdots bmod pmod mod equiv to setminus cap subset subseteq notin "
+    "implies iff Rightarrow Leftrightarrow rightarrow longrightarrow cong sim parallel perp forall exists"
+)
+
+# Commands that change only the look.
+SILENT = _words(
+    "quad qquad displaystyle textstyle scriptstyle limits nolimits thinspace boxed fbox mathbf mathit mathsf "
+    "boldsymbol bm mathcal mathscr mathopen mathclose bigl bigr Bigl Bigr biggl biggr Biggl Biggr big Big "
+    "bigg Bigg middle bold hfill nonumber bf it rm"
+)
+
+# Canonical name or mark: other LaTeX commands for it.
+ALIASES = _spelled(
+    {
+        "frac": "dfrac tfrac cfrac sfrac nicefrac",
+        "binom": "dbinom tbinom",
+        "<=": "le leq leqslant leqq",
+        ">=": "ge geq geqslant geqq",
+        "!=": "ne neq",
+        "<": "lt",
+        ">": "gt",
+        "~": "approx",
+        "*": "cdot times ast cdotp bullet",
+        "/": "div",
+        "|": "lvert rvert vert mid",
+        ",": "land lor vee",
+        ":": "colon",
+        "\\{": "lbrace",
+        "\\}": "rbrace",
+        "[": "lbrack",
+        "]": "rbrack",
+        "(": "langle lparen",
+        ")": "rangle rparen",
+        "'": "prime",
+        "\\\\": "newline cr",
+        "circ": "degree",
+        "emptyset": "varnothing",
+        "log": "lg",
+        "csc": "cosec",
+        "arcsin": "asin",
+        "arccos": "acos",
+        "arctan": "atan arctg",
+        "tan": "tg",
+        "cot": "ctg",
+        "infty": "infin",
+        "epsilon": "varepsilon",
+        "phi": "varphi",
+    }
+)
+
+MARKS = {"==": "=", "=<": "<=", "**": "^", "\\%": "%", "\\$": "$", "\\|": "|", "\\_": "_", "\\#": "#", "\\&": "&"}
+
+# Words that plain text uses for commands and separators.
+PLAIN_WORDS = _spelled({"pi": "pi", "infty": "infinity inf oo", "theta": "theta", ",": "and or"})
+
+CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("−–—‒﹣－‐‑", "-"),
+        **dict.fromkeys("×·⋅∙∗✕⨯•", r" \cdot "),
+        **{c: f"^{{{_compatible(c)}}}" for c in "⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ"},
+        **{c: f"_{{{_compatible(c)}}}" for c in "₀₁₂₃₄₅₆₇₈₉"},
+        **{c: r"\frac{{{}}}{{{}}}".format(*_compatible(c).split("⁄")) for c in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⅐⅑⅒"},
+        **_greek("αβγδεζηθικλμνξπρσςτυφχψωΓΔΘΛΞΠΣΦΨΩ"),
+        **dict.fromkeys("÷⁄∕", "/"),
+        **dict.fromkeys("≤⩽", "<="),
+        **dict.fromkeys("≥⩾", ">="),
+        **dict.fromkeys("∅ø", r"\emptyset "),
+        **dict.fromkeys("°º", r"^{\circ}"),
+        **dict.fromkeys("′‘’", "'"),
+        **dict.fromkeys("“”", '"'),
+        "≠": "!=",
+        "≈": r"\approx ",
+        "∞": r"\infty ",
+        "√": r"\sqrt ",
+        "∪": r"\cup ",
+        "∈": r"\in ",
+        "±": r"\pm ",
+        "∓": r"\mp ",
+        "ℝ": r"\mathbb{R}",
+        "€": r"\text{euros}",
+        "£": r"\text{pounds}",
+        "⟨": r"\langle ",
+        "⟩": r"\rangle ",
+        "≡": r"\equiv ",
+        "→": r"\to ",
+        "…": r"\ldots ",
+    }
+)

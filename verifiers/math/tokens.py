@@ -1,0 +1,190 @@
+r"""LaTeX or plain text to canonical tokens: one spelling for everything that is written in several ways.
+
+`\dfrac12`, `\tfrac{1}{2}` and `½` all start with the token `frac`; spacing, `\left`, dollar signs and fonts
+leave nothing behind. Two answers with equal tokens are equal.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+from verifiers.math.nodes import Unreadable
+from verifiers.math.spelling import ALIASES, CHARACTERS, FUNCTIONS, MARKS, PLAIN_WORDS, SILENT
+from verifiers.math.units import is_unit_word
+
+MAX_CHARS = 4_000
+CACHED = 512  # references come back once for each sample of their group
+
+
+class Kind(Enum):
+    """What a token is. `WORD` is text or a unit; `COMMAND` a function, constant or other name."""
+
+    NUMBER = 1
+    LETTER = 2
+    COMMAND = 3
+    WORD = 4
+    MARK = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One canonical token."""
+
+    kind: Kind
+    text: str
+
+
+_TOKEN = re.compile(
+    r"""
+    (?P<space>\s+ | ~ | \\[ ,;:!\n] | \$ | \\[()\[\]] | \\(?:left|right)(?![a-zA-Z])\s*\.?
+        | \\[hv]space\*?\s*\{[^{}]*\} | \\phantom\s*\{[^{}]*\})
+  | (?P<number>
+        \d{1,3}(?:(?:\{,\}|\\[,!;:\ ]|,\\!\ ?|\ |~)\d{3}(?!\d))+(?:\.\d+)?
+      | (?:\d+\.?\d*|\.\d+)(?:\\overline\s*\{\d+\}|(?:[eE][-+]?\d+(?![\da-zA-Z]))?) )
+  | (?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|mbox|hbox|mathrm|rm|operatorname\*?)\s*\{(?P<content>[^{}]*)\})
+  | \\begin\s*\{(?P<begin>\w+\*?)\}(?:\s*\{[lcr|@!\s]*\})?
+  | \\end\s*\{(?P<end>\w+\*?)\}
+  | \\mathbb\s*\{?\s*(?P<blackboard>[A-Z])\s*\}?
+  | \\(?P<command>[a-zA-Z]+)\*?
+  | (?P<mark>\\[\\{}%$|\#&_] | <= | >= | != | == | =< | \*\* | \S)
+    """,
+    re.VERBOSE,
+)
+_WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|pi)([a-z]?)")
+_LETTERS = re.compile(r"[A-Za-z]+")
+_COMMA_GROUPS = re.compile(r"(?:,\d{3})++(?![\d]|,\d)(?:\.\d+)?")
+_OPENING, _CLOSING = frozenset(("(", "[", "\\{")), frozenset((")", "]", "\\}"))
+_TEXT_SEPARATORS = frozenset(("and", "or", ",", ";", ", and", ", or"))
+
+
+@lru_cache(maxsize=CACHED)
+def clean(text: str) -> str:
+    """NFKC text without invisible characters and with one character for each mathematical sign.
+
+    Raises Unreadable if the text is longer than `MAX_CHARS`.
+    """
+    if len(text) > MAX_CHARS:
+        raise Unreadable("too long")
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
+        text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))
+    text = "".join(c for c in text if c >= " " or c in "\n\t").strip()
+    text = text.strip('*`"') if text[:1] in '*`"' else text
+    while text.endswith((".", ",", ";", "。")) and not text.endswith("\\,"):
+        text = text[:-1].rstrip()
+    return text
+
+
+@lru_cache(maxsize=CACHED)
+def tokenize(text: str) -> tuple[Token, ...]:
+    """The canonical tokens of cleaned text. Raises Unreadable for characters that no answer holds."""
+    return tuple(_Tokenizer(text).run())
+
+
+class _Tokenizer:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens: list[Token] = []
+        self.brackets = 0  # inside them a comma separates, outside it may group thousands
+        self.spaced = False
+
+    def run(self) -> list[Token]:
+        at = 0
+        while at < len(self.text):
+            if letters := _LETTERS.match(self.text, at):
+                self._letters(letters.group())
+                at = letters.end()
+            else:
+                match = _TOKEN.match(self.text, at)
+                if match is None:
+                    raise Unreadable(f"unexpected {self.text[at]!r}")
+                at = self._one(match)
+            self.spaced = self.text[at - 1].isspace()
+        return self.tokens
+
+    def _one(self, match: re.Match[str]) -> int:
+        """Add what one match stands for; return where to go on."""
+        kind, text = match.lastgroup, match.group()
+        if kind == "number":
+            return self._number(match)
+        if kind in ("text", "content"):
+            self._text(match.group("content"))
+        elif kind in ("begin", "end"):
+            self._add(Kind.COMMAND, f"{kind} {match.group(kind)}")
+        elif kind == "blackboard":
+            self._add(Kind.COMMAND, match.group("blackboard") * 2)
+        elif kind == "command":
+            self._command(match.group("command"))
+        elif kind == "mark":
+            self._mark(MARKS.get(text, text))
+        return match.end()
+
+    def _number(self, match: re.Match[str]) -> int:
+        text, at = match.group(), match.end()
+        if not self.brackets and text.isdigit() and len(text) <= 3:
+            groups = _COMMA_GROUPS.match(self.text, at)
+            if groups:
+                text, at = text + groups.group(), groups.end()
+        if "overline" in text:
+            text = re.sub(r"\\overline\s*\{(\d+)\}", r"(\1)", text)
+        else:
+            text = re.sub(r"[^\d.eE+-]", "", text)
+        if text.endswith("."):
+            text = text[:-1]
+        self._add(Kind.NUMBER, text)
+        return at
+
+    def _text(self, content: str) -> None:
+        content = content.strip(" ~\\,")
+        word = content.casefold()
+        if word in _TEXT_SEPARATORS:
+            self._add(Kind.MARK, ",")
+        elif word in FUNCTIONS and not (word == "min" and self._after_value()):
+            self._add(Kind.COMMAND, word)
+        elif any(c.isdigit() for c in content):
+            self.tokens.extend(tokenize(content))
+        elif word == "e" or word == "i" or (word == "d" and self.tokens):
+            self._add(Kind.LETTER, word)
+        elif word:
+            self._add(Kind.WORD, word.strip("().,:; ") if len(word) > 1 else content)
+
+    def _command(self, name: str) -> None:
+        name = ALIASES.get(name, name)
+        if name in SILENT:
+            return
+        if not name.isalnum():
+            self._mark(name)
+        else:
+            self._add(Kind.COMMAND, name)
+
+    def _mark(self, mark: str) -> None:
+        if mark in _OPENING:
+            self.brackets += 1
+        elif mark in _CLOSING:
+            self.brackets -= 1
+        self._add(Kind.MARK, mark)
+
+    def _letters(self, run: str) -> None:
+        word = run.casefold()
+        if run in FUNCTIONS or word in PLAIN_WORDS:
+            self._command(PLAIN_WORDS.get(word, run))
+        elif self._after_value() and (is_unit_word(word) or (self.spaced and len(run) >= 4 and run.islower())):
+            self._add(Kind.WORD, word)
+        elif prefix := _WORD_PREFIX.fullmatch(run):
+            self._add(Kind.COMMAND, prefix.group(1))
+            if prefix.group(2):
+                self._add(Kind.LETTER, prefix.group(2))
+        else:
+            for letter in run:
+                self._add(Kind.LETTER, letter)
+
+    def _after_value(self) -> bool:
+        if not self.tokens:
+            return False
+        last = self.tokens[-1]
+        return last.kind in (Kind.NUMBER, Kind.WORD) or (last.kind is Kind.MARK and last.text in (")", "}", "$", "/"))
+
+    def _add(self, kind: Kind, text: str) -> None:
+        self.tokens.append(Token(kind, text))
