@@ -15,6 +15,7 @@ from megatron_rl.config.schema import TrainConfig
 from megatron_rl.errors import InputError
 from megatron_rl.launcher import run_ranks
 from megatron_rl.preflight import check_data, preflight
+from megatron_rl.report import write_report
 from megatron_rl.run_folder import RunFolder, write_json
 
 
@@ -115,7 +116,10 @@ def run_pipeline(pipeline: PipelineConfig, stages: Sequence[TrainConfig]) -> int
     summary["stages"] = summaries
     last = RunFolder(Path(stages[-1].run_dir))
     if stages[-1].checkpointing.export_hf:
-        summary["export"] = {"path": str(last.hf)}
+        from megatron_rl.export import check_export
+
+        summary["export"] = check_export(last, stages[-1])
     summary["seconds"] = round(time.monotonic() - begin, 1)
     write_json(root / "summary.json", summary)
+    write_report(root)
     return 0

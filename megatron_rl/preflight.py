@@ -1,5 +1,6 @@
 """Refusals before anything heavy is imported: what a look at the files tells about a run that cannot work."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from converters.hf_config import model_shape, read_config, weight_files
@@ -17,6 +18,8 @@ def preflight(config: TrainConfig) -> None:
     """
     _check_model(config.policy, RunFolder(Path(config.run_dir)))
     check_data(config)
+    if config.logger.wandb_enabled and find_spec("wandb") is None:
+        raise InputError("logger.wandb_enabled=true but wandb is not installed; pip install wandb, or set it to false")
 
 
 def check_data(config: TrainConfig) -> None:

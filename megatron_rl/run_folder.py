@@ -48,6 +48,10 @@ class RunFolder:
         """Output of the ranks that do not speak to the terminal."""
         return self.path / "logs"
 
+    def samples(self, name: str) -> Path:
+        """Sampled responses of a step or a validation."""
+        return self.path / "samples" / f"{name}.jsonl"
+
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of `step` lies."""
         return self.path / "checkpoints" / f"{CHECKPOINT_PREFIX}{step}"

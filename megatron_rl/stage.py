@@ -83,11 +83,6 @@ class Stage:
         if self.progress is not None:
             self.progress.phase(phase, done, total)
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write a step's metrics."""
-        if self.logger is not None:
-            self.logger.log(step, metrics)
-
     def log_samples(self, name: str, records: list[dict[str, Any]]) -> None:
         """Write `samples/NAME.jsonl`."""
         if self.logger is not None:
@@ -119,7 +114,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
         logger = progress = None
         if parallel.is_main:
             save_config(config, run.config)
-            logger = stack.enter_context(MetricsLogger(config, run.path, start_step or -1))
+            logger = stack.enter_context(MetricsLogger(config, run.path, start_step))
             progress = stack.enter_context(Progress(config.name, config.max_num_steps, start_step))
         yield Stage(
             config=config,

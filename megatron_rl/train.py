@@ -33,7 +33,8 @@ def train(config: TrainConfig) -> None:
         if stage.rollout is not None:
             stage.rollout.sync(stage.start_step)
         if stage.start_step == 0 and stage.validation_sets and config.validation.at_start:
-            stage.log(0, validate(stage, 0))
+            report_step(stage, 0, validate(stage, 0))
+            stage.timings.clear()
         for step in range(stage.start_step, config.max_num_steps):
             finish_step(stage, step + 1, run_step(stage, step))
         if config.checkpointing.export_hf:
@@ -71,14 +72,19 @@ def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
         metrics |= validate(stage, step)
     saves = last or step % config.checkpointing.save_period == 0
     metrics |= _timings(stage, metrics.pop("performance/tokens"))
-    stage.log(step, metrics)
-    if stage.progress is not None:
-        stage.progress.step(step, metrics)
+    report_step(stage, step, metrics)
     if saves:
         stage.show("saving")
         begin = time.monotonic()
         save_checkpoint(stage.run, stage.policy, stage.parallel, step, config.seed, config.checkpointing.keep_last)
         stage.timings["checkpoint"] = time.monotonic() - begin  # shown in the next step's line
+
+
+def report_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
+    """Write and show a step's metrics, on the main rank."""
+    if stage.logger is not None and stage.progress is not None:
+        stage.logger.log(step, metrics)
+        stage.progress.step(step, metrics)
 
 
 def _timings(stage: Stage, tokens: float) -> dict[str, float]:

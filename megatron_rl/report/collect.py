@@ -1,0 +1,182 @@
+"""What a run folder holds, as plain data for the page: stages in order, their metrics and held-out figures."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_rl.errors import InputError
+from megatron_rl.run_folder import RunFolder
+
+Json = dict[str, Any]
+
+_SET_ACCURACY = re.compile(r"validation/(.+)/accuracy")
+
+
+def collect_run(run_dir: Path) -> Json:
+    """The run or pipeline in `run_dir` without its samples.
+
+    Returns:
+        `{name, model, backend: {part: version}, seconds, stages}`, a stage being `{name, algorithm, steps, seconds,
+        accuracies: [{set, before, after}], step: [N], series: {metric: [value or None] as long as step}}`.
+
+    Raises:
+        InputError: no run folder, no metrics in it, or a broken file (named with its line).
+    """
+    summary = _read_summary(run_dir)
+    stages = [_collect_stage(folder, summary) for folder in stage_folders(run_dir)]
+    backend = summary.get("backend")
+    return {
+        "name": str(summary.get("name") or run_dir.resolve().name),
+        "model": _model(stage_folders(run_dir)[0]),
+        "backend": {key: value for key, value in backend.items() if value} if isinstance(backend, dict) else {},
+        "seconds": summary.get("seconds") or sum(stage["seconds"] for stage in stages),
+        "stages": stages,
+    }
+
+
+def stage_folders(run_dir: Path) -> list[Path]:
+    """`run_dir` itself if it is a run, else its subfolders that are runs, in the pipeline's order.
+
+    That order is its own list of stages; what is not on it follows by the time at which it began.
+
+    Raises:
+        InputError: there is no run.
+    """
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir}: no such run folder; give the folder of a run or of a pipeline")
+    if _has_metrics(run_dir):
+        return [run_dir]
+    folders = sorted((path for path in run_dir.iterdir() if path.is_dir() and _has_metrics(path)), key=_begin)
+    if not folders:
+        raise InputError(
+            f"{run_dir}: no metrics here or in a subfolder (metrics.jsonl is missing or empty); train first"
+        )
+    order = _stage_order(run_dir)
+    return sorted(folders, key=lambda folder: order.index(folder.name) if folder.name in order else len(order))
+
+
+def read_json_lines(path: Path) -> Iterator[Json]:
+    """The objects of a JSONL file; NaN and infinity read as None, a torn last line (no newline) is left out.
+
+    Raises:
+        InputError: another line that is no JSON object, with its number.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                record = json.loads(line, parse_constant=lambda _: None)
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: not JSON ({error}); remove the line") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{path}:{number}: a JSON object is expected, found {line[:40].strip()!r}")
+            yield record
+
+
+def _has_metrics(folder: Path) -> bool:
+    path = RunFolder(folder).metrics
+    return path.is_file() and next(read_json_lines(path), None) is not None
+
+
+def _begin(folder: Path) -> tuple[float, str]:
+    return next(read_json_lines(RunFolder(folder).metrics)).get("time") or 0.0, folder.name
+
+
+def _stage_order(run_dir: Path) -> list[str]:
+    """Stage names as `pipeline.yaml` lists them, else as `summary.json` does; an entry is a name or has one."""
+    pipeline = _read_yaml(run_dir / "pipeline.yaml")
+    stages = pipeline.get("stages") or _read_summary(run_dir).get("stages") or []
+    return [str(stage.get("name")) if isinstance(stage, dict) else Path(str(stage)).stem for stage in stages]
+
+
+def _collect_stage(folder: Path, pipeline_summary: Json) -> Json:
+    listed = {stage.get("name"): stage for stage in pipeline_summary.get("stages", []) if isinstance(stage, dict)}
+    summary = {**_read_summary(folder), **listed.get(folder.name, {})}
+    steps, series, seconds = _read_metrics(RunFolder(folder).metrics)
+    return {
+        "name": folder.name,
+        "algorithm": str(_read_yaml(RunFolder(folder).config).get("algorithm", "")).lower(),
+        "steps": max(steps),
+        "seconds": summary.get("seconds") or seconds,
+        "accuracies": _accuracies(series, summary),
+        "step": steps,
+        "series": series,
+    }
+
+
+def _read_metrics(path: Path) -> tuple[list[int], dict[str, list[float | None]], float]:
+    """Steps in order, a column per metric, and the wall-clock seconds from the first line to the last."""
+    rows: dict[int, Json] = {}
+    times: list[float] = []
+    for number, record in enumerate(read_json_lines(path), 1):
+        step, time = record.pop("step", None), record.pop("time", None)
+        if not isinstance(step, int):
+            raise InputError(f"{path}:{number}: no step; every line of metrics has one")
+        rows.setdefault(step, {}).update(record)  # training and validation may log the same step apart
+        times += [time] if isinstance(time, int | float) else []
+    steps = sorted(rows)
+    names = sorted({name for row in rows.values() for name in row})
+    series = {name: [_rounded(rows[step].get(name)) for step in steps] for name in names}
+    return steps, series, max(times, default=0.0) - min(times, default=0.0)
+
+
+def _rounded(value: Any) -> float | None:
+    """Nine significant digits: a mismatch of 1.000001 must show, what lies beyond only swells the file."""
+    return float(f"{value:.9g}") if isinstance(value, int | float) else None
+
+
+def _accuracies(series: dict[str, list[float | None]], summary: Json) -> list[Json]:
+    """Each held-out set's accuracy at its first and last validation, the headline set first.
+
+    `validation/accuracy` repeats the set of the run's domain: it is taken out of `series` where that set is there.
+    """
+    headline = series.get("validation/accuracy")
+    sets = {match[1]: column for name, column in series.items() if (match := _SET_ACCURACY.fullmatch(name))}
+    if sets:
+        series.pop("validation/accuracy", None)
+    elif headline:
+        sets = {"held-out": headline}
+    found: list[Json] = []
+    for name in sorted(sets, key=lambda name: (sets[name] != headline, name)):
+        values = [value for value in sets[name] if value is not None]
+        found += [{"set": name, "before": values[0], "after": values[-1]}] if values else []
+    before, after = summary.get("held_out_accuracy_before"), summary.get("held_out_accuracy_after")
+    if not found and isinstance(before, int | float) and isinstance(after, int | float):
+        found = [{"set": "held-out", "before": before, "after": after}]
+    return found
+
+
+def _model(folder: Path) -> str:
+    policy = _read_yaml(RunFolder(folder).config).get("policy") or {}
+    scratch = policy.get("from_scratch")
+    if isinstance(scratch, dict):
+        return f"Qwen2, {scratch.get('num_hidden_layers')} layers of {scratch.get('hidden_size')}, from scratch"
+    return str(policy.get("model_name") or policy.get("from_checkpoint") or "")
+
+
+def _read_summary(folder: Path) -> Json:
+    path = RunFolder(folder).summary
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); remove it, the report does without") from error
+    return summary if isinstance(summary, dict) else {}
+
+
+def _read_yaml(path: Path) -> Json:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{path}: not YAML ({' '.join(str(error).split())}); remove it, the report does without"
+        ) from error
+    return content if isinstance(content, dict) else {}
