@@ -2,6 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +42,11 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
+class Extract(StrEnum):
+    STRICT = "strict"
+    ANYWHERE = "anywhere"
+
+
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run one stage (SFT or GRPO), from its newest checkpoint if it has one."""
@@ -70,11 +78,15 @@ def verify_math(
     out: OutFile = None,
     workers: Workers = 4,
     extract: Annotated[
-        str, typer.Option(help="strict: last box after </think>; anywhere: evaluation's rule.")
-    ] = "strict",
+        Extract, typer.Option(help="strict: the last box after </think>; anywhere: evaluation's rule.")
+    ] = Extract.STRICT,
 ) -> None:
     """Judge lines of {id, response, answer}."""
-    _verify(file, "math", out, workers, extract=extract)
+    from verifiers.jsonl import verify_file
+
+    with _judging(file) as progress:
+        summary = verify_file(file, "math", out, workers, extract=extract.value, progress=progress)
+    print(json.dumps(summary))
 
 
 @verify_app.command("code")
@@ -85,7 +97,11 @@ def verify_code(
     timeout: Annotated[float, typer.Option(help="Seconds that one test may take.")] = 6.0,
 ) -> None:
     """Judge lines of {id, response, tests, fn_name?, starter_code?}."""
-    _verify(file, "code", out, workers, timeout=timeout)
+    from verifiers.jsonl import verify_file
+
+    with _judging(file) as progress:
+        summary = verify_file(file, "code", out, workers, timeout=timeout, progress=progress)
+    print(json.dumps(summary))
 
 
 @data_app.command("tiny")
@@ -116,11 +132,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     raise SystemExit(show(collect(), as_json=as_json))
 
 
-def _verify(file: Path, domain: str, out: Path | None, workers: int, **options: object) -> None:
-    from verifiers.jsonl import verify_file
+@contextmanager
+def _judging(file: Path) -> Iterator[Callable[[int], None]]:
+    """A count of judged lines on standard error; what is wrong with the file becomes bad input."""
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from megatron_rl.progress import console
+
+    columns = (SpinnerColumn(), TextColumn(f"judging {file.name}"), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        summary = verify_file(file, domain, out, workers, **options)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("judging", total=None)
+            yield lambda done: bar.update(task, completed=done)
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
-    print(json.dumps(summary))

@@ -8,7 +8,7 @@ from megatron_rl.config.schema import TrainConfig
 from megatron_rl.data.problems import load_problems
 from megatron_rl.data.prompts import encode_prompt
 from megatron_rl.run_folder import RunFolder
-from megatron_rl.stage import Stage
+from megatron_rl.stage import Stage, load_tokenizer
 
 _CHECKED_PROMPTS = 16
 
@@ -34,14 +34,14 @@ def check_export(run: RunFolder, config: TrainConfig) -> dict[str, Any]:
         The folder's path and, where the run validated greedily, how many of the prompts gave the same text.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     found: dict[str, Any] = {"path": str(run.hf)}
     name = config.data.domain.value
     samples = run.samples(f"validation_{name}_step_{config.max_num_steps}")
     if config.validation.temperature != 0 or config.generation is None or not samples.is_file():
         return found
-    tokenizer = AutoTokenizer.from_pretrained(run.hf, local_files_only=True)
+    tokenizer = load_tokenizer(run.hf)
     model = AutoModelForCausalLM.from_pretrained(run.hf, local_files_only=True).eval()
     problems = {problem.id: problem for problem in load_problems(config.validation.data[name])}
     records = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()][:_CHECKED_PROMPTS]

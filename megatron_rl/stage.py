@@ -101,7 +101,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
         parallel = setup_parallel(config)
         stack.callback(dist.destroy_process_group)
         folder = _model_folder(config, run, parallel)
-        tokenizer = _tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         train_set, responses = _training_data(config, tokenizer)
         validation_sets = {name: _prompt_set(config, data, tokenizer) for name, data in config.validation.data.items()}
         policy, start_step = _policy(config, run, folder, parallel)
@@ -145,7 +145,8 @@ def _model_folder(config: TrainConfig, run: RunFolder, parallel: Parallel) -> Pa
     return run.model
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a model folder; InputError if it has none."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{folder}: its tokenizer is a {type(tokenizer).__name__}; a tokenizer.json is needed")

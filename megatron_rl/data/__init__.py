@@ -1,0 +1,1 @@
+"""Problems, their order and prompts; tokenizers and models made from scratch; the tiny world. No torch at import."""
