@@ -123,7 +123,7 @@ class _Row:
         rewarded = not need_response or (domain is Domain.MATH and THINK_END not in (response or ""))
         if domain is Domain.CODE and response is not None and THINK_END not in response:
             raise InputError(
-                f"{self.place}: column {config.response_key!r} holds no {THINK_END}; a program to imitate must follow it"
+                f"{self.place}: column {config.response_key!r} holds no {THINK_END}; the program must follow it"
             )
         is_code = domain is Domain.CODE
         fn_name = self.text("fn_name", required=False) if is_code else None
@@ -179,7 +179,9 @@ class _Row:
 
     def check_test(self, test: object, name: str, fn_name: str | None) -> None:
         if not isinstance(test, dict):
-            raise InputError(f"{self.place}: {name} is {_shown(test)}; it must be an object with input, output, testtype")
+            raise InputError(
+                f"{self.place}: {name} is {_shown(test)}; it must be an object with input, output, testtype"
+            )
         for key in ("input", "output"):
             if not isinstance(test.get(key), str):
                 raise InputError(f"{self.place}: {name}.{key} is {_shown(test.get(key))}; it must be a string")

@@ -88,8 +88,9 @@ def check_prompt_lengths(
     for problem, prompt in zip(problems, prompts, strict=True):
         if len(prompt) > room:
             raise InputError(
-                f"{path}: the prompt of {problem.id!r} has {len(prompt)} tokens, the context leaves {room} ({context} - "
-                f"{max_new_tokens}); raise policy.max_total_sequence_length, lower generation.max_new_tokens, or drop it"
+                f"{path}: the prompt of {problem.id!r} has {len(prompt)} tokens, the context leaves {room} "
+                f"({context} - {max_new_tokens}); raise policy.max_total_sequence_length, lower "
+                "generation.max_new_tokens, or drop it"
             )
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder made from nothing: a tokenizer trained on the data and random weights, for tiny worlds."""
+"""A Hugging Face model folder from nothing, for tiny worlds: a tokenizer trained on the data, and random weights."""
 
 import json
 import re
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 )
 QUESTION_COLUMNS = ("prompt", "question", "problem")
 RESPONSE_COLUMNS = ("response", "solution", "answer")
-# transformers gives every Qwen2 tokenizer this split (each digit alone) and NFC, whatever its file says: train with both.
+# transformers gives every Qwen2 tokenizer this split (each digit alone) and NFC, whatever its file says.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

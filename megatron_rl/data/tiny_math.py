@@ -1,114 +1,62 @@
-"""The tiny world's math: mental arithmetic, with the quick and the careful way to write it down."""
+"""The tiny world's math: sums and differences of two-digit numbers, written down quickly or digit by digit."""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 PHRASES = {
-    "sum": ("What is {0} + {1}?", "Add {0} and {1}.", "Ann has {0} coins and gets {1} more. How many has she now?"),
-    "difference": ("What is {0} - {1}?", "Take {1} from {0}.", "Ann has {0} coins and gives {1} away. How many are left?"),
-    "product": ("What is {0} * {1}?", "Multiply {0} by {1}.", "{0} bags hold {1} coins each. How many in all?"),
-    "sum of three": ("What is {0} + {1} + {2}?", "Add {0}, {1} and {2}."),
+    "sum": ("What is {0} + {1}?", "Add {0} and {1}."),
+    "difference": ("What is {0} - {1}?", "Take {1} from {0}."),
 }
-QUICK, CAREFUL = "quick", "careful"
 
 
 @dataclass(frozen=True, slots=True)
 class MathProblem:
-    """Arithmetic on non-negative numbers below 100. `numbers` are in the order in which the question names them."""
+    """Arithmetic on two numbers from 10 to 99; a difference is never negative."""
 
     kind: str
-    numbers: tuple[int, ...]
+    first: int
+    second: int
     phrase: int
 
     @property
-    def meaning(self) -> tuple[str, tuple[int, ...]]:
-        """Equal for two problems that ask the same: wording and the order of summands and factors do not count."""
-        ordered = self.kind == "difference"
-        return self.kind, self.numbers if ordered else tuple(sorted(self.numbers))
+    def meaning(self) -> tuple[str, int, int]:
+        """Equal for two problems that ask the same: wording and the order of summands do not count."""
+        if self.kind == "difference":
+            return self.kind, self.first, self.second
+        return self.kind, min(self.first, self.second), max(self.first, self.second)
 
     @property
     def question(self) -> str:
         """The problem in words."""
-        return PHRASES[self.kind][self.phrase].format(*self.numbers)
+        return PHRASES[self.kind][self.phrase].format(self.first, self.second)
 
     @property
     def answer(self) -> int:
         """The right answer."""
-        first, *rest = self.numbers
-        if self.kind == "product":
-            return first * rest[0]
-        if self.kind == "difference":
-            return first - rest[0]
-        return first + sum(rest)
+        return self.first + self.second if self.kind == "sum" else self.first - self.second
 
-    def response(self, style: str) -> str:
-        """A right response: QUICK states the result at once, CAREFUL works through ones and tens."""
-        sign = {"difference": "-", "product": "*"}.get(self.kind, "+")
-        steps = f"{sign.join(map(str, self.numbers))}={self.answer}" if style == QUICK else _DIGITS[self.kind](self.numbers)
-        return f"<think>\n{steps}\n</think>\n\n\\boxed{{{self.answer}}}"
+    def response(self, careful: bool) -> str:
+        """A right response that states the result at once or, `careful`, works through ones and tens."""
+        sign = "+" if self.kind == "sum" else "-"
+        reasoning = self._digits() if careful else f"{self.first}{sign}{self.second}={self.answer}"
+        return f"<think>\n{reasoning}\n</think>\n\n\\boxed{{{self.answer}}}"
 
-
-def draw_math(kind: str, rng: random.Random) -> MathProblem:
-    """A random problem of `kind`."""
-    return MathProblem(kind, _NUMBERS[kind](rng), rng.randrange(len(PHRASES[kind])))
-
-
-def _two_digits(rng: random.Random, last: int = 99) -> int:
-    return rng.randint(10, last)
+    def _digits(self) -> str:
+        tens, ones = divmod(self.first, 10)
+        other_tens, other_ones = divmod(self.second, 10)
+        if self.kind == "sum":
+            carry, low = divmod(ones + other_ones, 10)
+            high = tens + other_tens + carry
+            return f"{ones}+{other_ones}={10 * carry + low} {tens}+{other_tens}+{carry}={high}"
+        borrow = int(ones < other_ones)
+        low, high = ones - other_ones + 10 * borrow, tens - other_tens - borrow
+        return f"{ones}-{other_ones}={low} {tens}-{other_tens}-{borrow}={high}"
 
 
-def _descending_pair(rng: random.Random) -> tuple[int, int]:
-    smaller, larger = sorted(rng.sample(range(10, 100), 2))
-    return larger, smaller
-
-
-def _three_below_a_hundred(rng: random.Random) -> tuple[int, int, int]:
-    while True:
-        numbers = (_two_digits(rng, 79), _two_digits(rng, 79), _two_digits(rng, 79))
-        if sum(numbers) < 100:
-            return numbers
-
-
-_NUMBERS: dict[str, Callable[[random.Random], tuple[int, ...]]] = {
-    "sum": lambda rng: (_two_digits(rng), _two_digits(rng)),
-    "difference": _descending_pair,
-    "product": lambda rng: (rng.randint(2, 9), _two_digits(rng)),
-    "sum of three": _three_below_a_hundred,
-}
-
-
-def _add_digits(numbers: tuple[int, ...]) -> str:
-    ones = [number % 10 for number in numbers]
-    tens = [number // 10 for number in numbers]
-    carry = sum(ones) // 10
-    if carry:
-        tens.append(carry)
-    return f"ones {_equation(ones)} tens {_equation(tens)}"
-
-
-def _subtract_digits(numbers: tuple[int, ...]) -> str:
-    larger, smaller = numbers
-    borrow = larger % 10 < smaller % 10
-    ones = f"{larger % 10 + 10 * borrow}-{smaller % 10}={larger % 10 + 10 * borrow - smaller % 10}"
-    tens = f"{larger // 10}-{smaller // 10}{'-1' if borrow else ''}={larger // 10 - smaller // 10 - borrow}"
-    return f"ones {ones} tens {tens}"
-
-
-def _multiply_digits(numbers: tuple[int, ...]) -> str:
-    factor, number = numbers
-    ones, tens = factor * (number % 10), factor * (number // 10)
-    carry = ones // 10
-    return f"ones {factor}*{number % 10}={ones} tens {factor}*{number // 10}+{carry}={tens + carry}"
-
-
-def _equation(summands: list[int]) -> str:
-    return f"{'+'.join(map(str, summands))}={sum(summands)}"
-
-
-_DIGITS = {
-    "sum": _add_digits,
-    "difference": _subtract_digits,
-    "product": _multiply_digits,
-    "sum of three": _add_digits,
-}
+def draw_math(rng: random.Random) -> MathProblem:
+    """A random problem."""
+    kind = rng.choice(list(PHRASES))
+    first, second = rng.randint(10, 99), rng.randint(10, 99)
+    if kind == "difference" and first < second:
+        first, second = second, first
+    return MathProblem(kind, first, second, rng.randrange(len(PHRASES[kind])))
