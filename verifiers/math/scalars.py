@@ -1,9 +1,9 @@
-"""Equality of single values: units, then exact rationals, then rounding to a long decimal, then identity."""
+"""Equality of single values: units, exact rationals, rounding to a long decimal, many digits, then sympy."""
 
 from collections.abc import Callable
 from fractions import Fraction
 
-from verifiers.math import numeric
+from verifiers.math import numeric, symbolic
 from verifiers.math.exact import rational
 from verifiers.math.nodes import Apply, Node, Number, Numeral, Quantity, children
 
@@ -22,7 +22,8 @@ def same_scalar(answer: Node, reference: Node) -> bool:
         verdict = rung(answer, reference)
         if verdict is not None:
             return verdict
-    return numeric.identical(answer, reference)
+    # Numbers reject fast; where they agree sympy may still refute, and where it cannot decide the digits count.
+    return numeric.identical(answer, reference) and symbolic.proven(answer, reference) is not False
 
 
 def _same_numeral(answer: Node, reference: Node) -> bool:
