@@ -7,6 +7,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from converters.errors import ConversionError
+
 INDEX_NAME = "model.safetensors.index.json"
 
 
@@ -29,17 +31,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The parsed `config.json`.
 
     Raises:
-        ValueError: the folder or the file is missing, or is not JSON.
+        ConversionError: the folder or the file is missing, or is not JSON.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{path}: missing; {folder} is not a Hugging Face model folder")
+        raise ConversionError(f"{path}: missing; {folder} is not a Hugging Face model folder")
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); restore the file") from error
+        raise ConversionError(f"{path}: not JSON ({error}); restore the file") from error
     if not isinstance(parsed, dict):
-        raise ValueError(f"{path}: holds a {type(parsed).__name__}, not a JSON object; restore the file")
+        raise ConversionError(f"{path}: holds a {type(parsed).__name__}, not a JSON object; restore the file")
     return parsed
 
 
@@ -47,33 +49,37 @@ def weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name to the safetensors file that holds it.
 
     Raises:
-        ValueError: no weights, a file of the index is missing, or a file is damaged.
+        ConversionError: no weights, a file of the index is missing, or a file is damaged.
     """
     index = folder / INDEX_NAME
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        files = sorted(path.name for path in folder.glob("*.safetensors"))
+    files = _indexed_files(index) if index.is_file() else sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder}: no *.safetensors weights; download them, or convert other formats to safetensors")
+        raise ConversionError(f"{folder}: no *.safetensors weights; download them, or convert other formats")
     names: dict[str, Path] = {}
     for file in files:
         path = folder / file
         if not path.is_file():
-            raise ValueError(f"{path}: named in {INDEX_NAME} but missing; fetch the file again")
+            raise ConversionError(f"{path}: named in {INDEX_NAME} but missing; fetch the file again")
         try:
             with safe_open(path, framework="np") as reader:
                 names |= dict.fromkeys(reader.keys(), path)
         except SafetensorError as error:
-            raise ValueError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
+            raise ConversionError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
     return names
+
+
+def _indexed_files(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{index}: not an index with a weight_map ({error!r}); fetch the file again") from error
 
 
 def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
     """Sizes from a parsed `config.json`; the vocabulary is padded to a multiple of `vocab_divisor`.
 
     Raises:
-        ValueError: a size is missing.
+        ConversionError: a size is missing.
     """
     try:
         heads, hidden, vocab = (hf_config[k] for k in ("num_attention_heads", "hidden_size", "vocab_size"))
@@ -89,4 +95,4 @@ def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
             tied=bool(hf_config.get("tie_word_embeddings", False)),
         )
     except KeyError as error:
-        raise ValueError(f"config.json: {error.args[0]!r} is missing; it is not a complete model config") from error
+        raise ConversionError(f"config.json: {error.args[0]!r} is missing; restore the whole file") from error

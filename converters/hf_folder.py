@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from converters.errors import ConversionError
 from converters.hf_config import INDEX_NAME, weight_files
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -21,7 +22,7 @@ class HFReader:
     """Tensors of a folder by name, read when asked for.
 
     Raises:
-        ValueError: as `weight_files`.
+        ConversionError: as `weight_files`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,9 +36,9 @@ class HFReader:
         return set(self._files)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor `name`; ValueError if the folder lacks it."""
+        """The tensor `name`; ConversionError if the folder lacks it."""
         if name not in self._files:
-            raise ValueError(f"{self.folder}: tensor {name!r} is missing; the folder is incomplete or of another model")
+            raise ConversionError(f"{self.folder}: tensor {name!r} is missing; the folder is incomplete")
         path = self._files[name]
         if path not in self._open:
             self._open[path] = safe_open(path, framework="pt")

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from converters.errors import ConversionError
 from converters.families.family import Entry, Family
 from converters.hf_config import ModelShape
 from converters.hf_folder import HFReader
@@ -53,7 +54,7 @@ def load_hf(
     """Fill this rank's part of a Megatron model from a Hugging Face folder.
 
     Raises:
-        ValueError: a tensor is missing, extra or misshapen, or a parameter has no entry in the family's table.
+        ConversionError: a tensor is missing, extra or misshapen, or a parameter has no entry in the family's table.
     """
     parameters = global_parameters(chunks)
     expected: set[str] = set()
@@ -74,10 +75,10 @@ def load_hf(
             with torch.no_grad():
                 parameters.pop(name).copy_(embedding.op.shard(whole, groups.tp_rank, groups.tp_size))
     if parameters:
-        raise ValueError(f"no entry of the {family.model_type} table fills {sorted(parameters)}")
+        raise ConversionError(f"no entry of the {family.model_type} table fills {sorted(parameters)}")
     extra = reader.names - expected - (set(family.output.hf) if shape.tied else set())
     if extra:
-        raise ValueError(
+        raise ConversionError(
             f"{reader.folder}: tensors that a {family.model_type} model does not have: {sorted(extra)[:5]}"
         )
 
@@ -86,7 +87,7 @@ def _read_parts(reader: HFReader, entry: Entry, shape: ModelShape) -> list[Tenso
     parts = [reader[name] for name in entry.hf]
     for name, part, wanted in zip(entry.hf, parts, entry.op.hf_shapes(shape), strict=True):
         if tuple(part.shape) != wanted:
-            raise ValueError(
+            raise ConversionError(
                 f"{reader.folder}: {name} has shape {tuple(part.shape)}, config.json implies {wanted}; "
                 "weights and config do not belong together"
             )

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from converters.errors import ConversionError
 from megatron_rl.errors import InputError, RunStopped
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ def main() -> None:
     """Entry point: bad input ends with one line and status 2, a stopped run with one line and status 1."""
     try:
         app()
-    except InputError as error:
+    except (InputError, ConversionError) as error:
         print(f"megatron-rl: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except RunStopped as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megatron_rl.config.loader import compose, parse_overrides, save_config, to_config
@@ -50,7 +50,13 @@ def load_pipeline(recipe: Path, overrides: Sequence[str]) -> tuple[PipelineConfi
     """
     raw = compose(recipe)
     given = parse_overrides(overrides)
-    names = [stage.get("name") for stage in raw.get("stages", [])]
+    entries = raw.get("stages", [])
+    if not isinstance(entries, ListConfig) or not all(isinstance(entry, DictConfig) for entry in entries):
+        raise InputError(f"{recipe}: stages is a list of mappings with name and recipe")
+    names = [entry.get("name") for entry in entries]
+    for name in names:
+        if name in given and not isinstance(given[name], DictConfig):
+            raise InputError(f"override {name}={given[name]!r}: {name} is a stage; set one of its keys, {name}.seed=2")
     own = OmegaConf.create({key: value for key, value in given.items() if key not in names})
     try:
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), raw, own))

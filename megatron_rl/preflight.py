@@ -1,9 +1,11 @@
 """Refusals before anything heavy is imported: what a look at the files tells about a run that cannot work."""
 
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from converters.hf_config import model_shape, read_config, weight_files
+from converters.errors import ConversionError
+from converters.hf_config import ModelShape, model_shape, read_config, weight_files
 from megatron_rl.config.schema import Algorithm, PolicyConfig, TrainConfig
 from megatron_rl.data.problems import load_problems
 from megatron_rl.errors import InputError
@@ -37,22 +39,18 @@ def _check_model(policy: PolicyConfig, run: RunFolder) -> None:
     if policy.from_checkpoint is not None and not run.checkpoints():
         find_checkpoint(Path(policy.from_checkpoint))
     if policy.from_scratch is not None:
-        scratch = policy.from_scratch
-        layers, heads, groups = scratch.num_hidden_layers, scratch.num_attention_heads, scratch.num_key_value_heads
-        context = scratch.max_position_embeddings
+        config = asdict(policy.from_scratch)
     else:
         assert policy.model_name is not None
         folder = Path(policy.model_name)
         try:
             config = read_config(folder)
-            shape = model_shape(config, vocab_divisor=1)
             if policy.from_checkpoint is None and not run.checkpoints():
                 weight_files(folder)
-        except ValueError as error:
+        except ConversionError as error:
             raise InputError(f"policy.model_name: {error}") from error
-        layers, heads, groups = shape.num_layers, shape.num_attention_heads, shape.num_key_value_heads
-        context = config.get("max_position_embeddings", policy.max_total_sequence_length)
-    _check_division(policy, layers, heads, groups)
+    _check_division(policy, model_shape(config, vocab_divisor=1))
+    context = config.get("max_position_embeddings", policy.max_total_sequence_length)
     if policy.max_total_sequence_length > context:
         raise InputError(
             f"policy.max_total_sequence_length={policy.max_total_sequence_length} is above the model's context of "
@@ -60,16 +58,16 @@ def _check_model(policy: PolicyConfig, run: RunFolder) -> None:
         )
 
 
-def _check_division(policy: PolicyConfig, layers: int, heads: int, groups: int) -> None:
-    tp, pp = policy.tensor_model_parallel_size, policy.pipeline_model_parallel_size
-    for name, number in (("attention heads", heads), ("key-value heads", groups)):
-        if number % tp:
+def _check_division(policy: PolicyConfig, shape: ModelShape) -> None:
+    tp, pp = "tensor_model_parallel_size", "pipeline_model_parallel_size"
+    for key, name, number in (
+        (tp, "attention heads", shape.num_attention_heads),
+        (tp, "key-value heads", shape.num_key_value_heads),
+        (tp, "feed-forward units", shape.ffn_hidden_size),
+        (pp, "layers", shape.num_layers),
+    ):
+        size = getattr(policy, key)
+        if number % size:
             raise InputError(
-                f"policy.tensor_model_parallel_size={tp} does not divide the model's {number} {name}; "
-                f"use a divisor of {number}"
+                f"policy.{key}={size} does not divide the model's {number} {name}; use a divisor of {number}"
             )
-    if layers % pp:
-        raise InputError(
-            f"policy.pipeline_model_parallel_size={pp} does not divide the model's {layers} layers; "
-            f"use a divisor of {layers}"
-        )

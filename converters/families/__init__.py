@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from converters.errors import ConversionError
 from converters.families.family import Family
 from converters.families.qwen2 import QWEN2
 
@@ -12,9 +13,9 @@ def family_of(hf_config: dict[str, Any]) -> Family:
     """The family of a parsed `config.json`.
 
     Raises:
-        ValueError: no table knows its `model_type`.
+        ConversionError: no table knows its `model_type`.
     """
     model_type = hf_config.get("model_type")
     if model_type not in FAMILIES:
-        raise ValueError(f"config.json: model_type {model_type!r} is not supported; supported: {sorted(FAMILIES)}")
+        raise ConversionError(f"config.json: model_type {model_type!r} is not supported; supported: {sorted(FAMILIES)}")
     return FAMILIES[model_type]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from converters.errors import ConversionError
 from converters.families.family import Entry, Family, MegatronConfig
 from converters.hf_config import model_shape
 from converters.ops import FusedQKV, GateUp, Replicated, Row, Vocabulary
@@ -21,7 +22,7 @@ def _translate(hf_config: dict[str, Any]) -> MegatronConfig:
         ("attention_dropout", hf_config.get("attention_dropout", 0.0), 0.0),
     ):
         if value != supported:
-            raise ValueError(f"config.json: {key}={value!r} is not supported for qwen2; only {supported!r} is")
+            raise ConversionError(f"config.json: {key}={value!r} is not supported for qwen2; only {supported!r} is")
     return MegatronConfig(
         transformer={
             "num_layers": shape.num_layers,

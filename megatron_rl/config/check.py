@@ -3,6 +3,16 @@
 from megatron_rl.config.schema import Algorithm, GenerationConfig, PolicyConfig, TrainConfig
 from megatron_rl.errors import InputError
 
+_POSITIVE = (
+    *("seed", "cluster.num_nodes", "cluster.gpus_per_node", "cluster.timeout_minutes"),
+    *("policy.micro_batch_tokens", "policy.max_total_sequence_length", "policy.logprob_chunk_tokens"),
+    "policy.make_vocab_size_divisible_by",
+    *("generation.max_new_tokens", "generation.tensor_parallel_size", "generation.num_engines"),
+    *("generation.max_num_seqs", "generation.sync_bucket_mib", "generation.timeout_minutes"),
+    *("grpo.num_prompts_per_step", "sft.global_batch_size", "verifier.num_workers"),
+    *("checkpointing.save_period", "checkpointing.keep_last", "validation.num_generations_per_prompt"),
+)
+
 
 def check_config(config: TrainConfig) -> None:
     """Refuse a configuration that cannot run.
@@ -10,15 +20,15 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         InputError: the first impossible combination, with both values and the remedy.
     """
+    for key in _POSITIVE:
+        value = _at(config, key)
+        if value is not None and value < 1:
+            raise InputError(f"{key}={value}: must be at least 1")
     _check_sections(config)
     _check_layout(config)
     _check_start(config.policy)
     if config.generation is not None:
         _check_generation(config.generation, config)
-    for key in ("seed", "policy.micro_batch_tokens", "policy.max_total_sequence_length", "policy.logprob_chunk_tokens"):
-        value = _at(config, key)
-        if value < 1:
-            raise InputError(f"{key}={value}: must be at least 1")
 
 
 def _check_sections(config: TrainConfig) -> None:
@@ -82,9 +92,10 @@ def _check_generation(generation: GenerationConfig, config: TrainConfig) -> None
         )
 
 
-def _at(config: TrainConfig, key: str) -> int:
+def _at(config: TrainConfig, key: str) -> int | None:
+    """The number at a dotted key, None where its section is absent."""
     value: object = config
     for part in key.split("."):
-        value = getattr(value, part)
-    assert isinstance(value, int)
+        value = getattr(value, part, None)
+    assert value is None or isinstance(value, int)
     return value

@@ -55,7 +55,7 @@ def compose(path: Path, _seen: tuple[Path, ...] = ()) -> DictConfig:
         raise InputError(f"{path}: no such recipe; see the recipes/ folder")
     try:
         own = OmegaConf.load(path)
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(own, DictConfig):
         raise InputError(f"{path}: a recipe is a mapping of keys to values")

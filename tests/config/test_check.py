@@ -1,0 +1,90 @@
+"""Every refusal of `check_config`, with both values in its message, and the nearest setting that is allowed."""
+
+import re
+from typing import Any
+
+import pytest
+from tiny import train_config
+
+from megatron_rl.errors import InputError
+
+SFT = {"algorithm": "sft", "sft": {"max_num_steps": 1}, "grpo": None, "generation": None}
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"algorithm": "sft"}, "algorithm=sft needs the section 'sft'"),
+    ({"grpo": None}, "algorithm=grpo needs the section 'grpo'"),
+    ({"grpo__max_num_steps": 0}, "grpo.max_num_steps=0: must be at least 1"),
+    ({"generation": None}, "set generation.max_new_tokens"),
+    (SFT | {"validation": {"data": {"math": {"path": "x"}}}}, "set generation.max_new_tokens"),
+    ({"grpo__num_generations_per_prompt": 1}, "grpo.num_generations_per_prompt=1"),
+    ({"grpo__num_prompts_per_step": 0}, "grpo.num_prompts_per_step=0"),
+    (SFT | {"sft__global_batch_size": 0}, "sft.global_batch_size=0"),
+    ({"policy__tensor_model_parallel_size": 0}, "policy.tensor_model_parallel_size=0: must be at least 1"),
+    ({"policy__pipeline_model_parallel_size": -1}, "policy.pipeline_model_parallel_size=-1: must be at least 1"),
+    ({"policy__tensor_model_parallel_size": 2}, "= 1 ranks is not a multiple of"),
+    ({"cluster__gpus_per_node": 6, "policy__tensor_model_parallel_size": 4}, "= 6 ranks is not a multiple of"),
+    ({"cluster__gpus_per_node": 0}, "cluster.gpus_per_node=0"),
+    ({"cluster__num_nodes": -1}, "cluster.num_nodes=-1"),
+    ({"policy__sequence_parallel": True}, "policy.sequence_parallel=true needs policy.tensor_model_parallel_size"),
+    ({"policy__model_name": None}, "exactly one of policy.model_name"),
+    (
+        {
+            "policy__from_scratch": {
+                "hidden_size": 64,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "vocab_size": 300,
+                "max_position_embeddings": 128,
+            }
+        },
+        "exactly one of policy.model_name",
+    ),
+    ({"generation__top_p": 0.95}, "generation.top_p=0.95"),
+    ({"generation__top_k": 20}, "generation.top_k=20"),
+    ({"generation__temperature": 0.0}, "generation.temperature=0.0: training needs a temperature above 0"),
+    ({"generation__max_new_tokens": 128}, "generation.max_new_tokens=128 leaves no room"),
+    ({"generation__max_new_tokens": 0}, "generation.max_new_tokens=0"),
+    ({"generation__tensor_parallel_size": 0}, "generation.tensor_parallel_size=0"),
+    ({"generation__num_engines": 2}, "generation.num_engines=2 is above the job's 1 ranks"),
+    ({"seed": 0}, "seed=0: must be at least 1"),
+    ({"policy__micro_batch_tokens": 0}, "policy.micro_batch_tokens=0: must be at least 1"),
+    ({"policy__logprob_chunk_tokens": 0}, "policy.logprob_chunk_tokens=0: must be at least 1"),
+    (SFT | {"policy__max_total_sequence_length": 0}, "policy.max_total_sequence_length=0: must be at least 1"),
+    ({"policy__make_vocab_size_divisible_by": 0}, "policy.make_vocab_size_divisible_by=0"),
+    ({"checkpointing__save_period": 0}, "checkpointing.save_period=0"),
+    ({"checkpointing__keep_last": 0}, "checkpointing.keep_last=0"),
+    ({"verifier__num_workers": 0}, "verifier.num_workers=0"),
+]
+
+
+def set_all(changes: dict[str, Any]) -> None:
+    train_config("model", **changes)
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_cannot_run_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        set_all(changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        SFT,
+        SFT | {"validation__period": 5},
+        {"cluster__gpus_per_node": 8, "policy__tensor_model_parallel_size": 4},
+        {"cluster__gpus_per_node": 4, "policy__tensor_model_parallel_size": 2, "policy__sequence_parallel": True},
+        {"generation__max_new_tokens": 127},
+        {"cluster__gpus_per_node": 2, "generation__num_engines": 2},
+        {"generation__temperature": 0.01},
+        {"validation__temperature": 0.0, "validation__top_p": 0.9},
+        {"algorithm": "sft", "sft": {"max_num_steps": 1}, "generation__top_p": 0.9},
+    ],
+    ids=repr,
+)
+def test_what_can_run_is_allowed(changes: dict[str, Any]) -> None:
+    set_all(changes)

@@ -1,0 +1,67 @@
+"""What the policy must compute, written slowly: transformers' model in float64, one sequence at a time, plain AdamW."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tiny import TEMPERATURE
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from megatron_rl.policy.batch import TrainSequence
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Embedding)
+    embedding.padding_idx = None  # transformers gives the padding token's row no gradient; here no token is padding
+    return model.to(dtype)
+
+
+def log_probs(model: PreTrainedModel, sequence: TrainSequence) -> tuple[Tensor, Tensor]:
+    """Log-probs of the response tokens and the entropies at their places, with gradients."""
+    tokens = torch.tensor([list(sequence.tokens)])
+    logits = model(tokens).logits[0, sequence.prompt_length - 1 : -1] / TEMPERATURE
+    every = torch.log_softmax(logits.to(model.dtype), dim=-1)
+    return every.gather(1, tokens[0, sequence.prompt_length :, None]).squeeze(1), -(every.exp() * every).sum(-1)
+
+
+def loss_and_gradients(model: PreTrainedModel, sequences: Sequence[TrainSequence], sft: bool) -> dict[str, float]:
+    """Loss, global gradient norm and mean entropy; the gradients stay in the model."""
+    model.zero_grad()
+    loss, entropies = 0.0, []
+    for sequence in sequences:
+        found, entropy = log_probs(model, sequence)
+        # GRPO with pi_old = pi: the ratio is 1 in value and has the gradient of the log-prob.
+        terms = found if sft else torch.exp(found - found.detach())
+        part = -(sequence.weight * terms).sum()
+        part.backward()
+        loss += part.item()
+        entropies.append(entropy.detach())
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    return {"loss": loss, "grad_norm": norm.item(), "entropy": torch.cat(entropies).mean().item()}
+
+
+class Trainer:
+    """AdamW with clipping at 1, weight decay on matrices only, and a linear warm-up from 0 over three steps."""
+
+    def __init__(self, folder: Path, lr: float = 1e-3, warmup_steps: int = 3) -> None:
+        self.model = load(folder)
+        self._lr, self._warmup_steps, self._steps = lr, warmup_steps, 0
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
+
+    def step(self, sequences: Sequence[TrainSequence], sft: bool) -> dict[str, float]:
+        metrics = loss_and_gradients(self.model, sequences, sft)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        lr = self._lr * min(1.0, self._steps / self._warmup_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._steps += 1
+        return metrics | {"lr": lr}

@@ -1,0 +1,130 @@
+"""One parallel layout, on real ranks: log-probs, training, export and checkpoints of the tiny models.
+
+Arguments: `tp`, `pp`, `sp`, `models` (name to folder), `seed` (of the log-prob sequences), `budgets` (micro-batch token
+budgets to compare), `resume` (a list of [run folder, sequence_parallel, steps made]). Rank 0's result holds what
+`test_layouts.py` compares; tensors go to safetensors files in the job's folder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ranks import read_arguments, write_result
+from safetensors.torch import save_file
+from tiny import TEMPERATURE, random_sequences, step_sequences, train_config
+
+from megatron_rl.algorithms.losses import policy_gradient_loss, sft_loss
+from megatron_rl.checkpoint import load_weights, resume, save_checkpoint
+from megatron_rl.config.schema import TrainConfig
+from megatron_rl.parallel import Parallel, setup_parallel
+from megatron_rl.policy.model import Architecture
+from megatron_rl.policy.policy import Policy
+from megatron_rl.run_folder import RunFolder
+
+STEPS, SAVED_STEP, AGAIN_SAVED_STEP = 10, 5, 7
+
+
+class Layout:
+    """The layout under test, and everything done with it."""
+
+    def __init__(self, arguments: dict[str, Any], folder: Path) -> None:
+        self.arguments, self.folder = arguments, folder
+        self.parallel: Parallel = setup_parallel(self.config("untied"))
+
+    def config(self, model: str, sp: bool | None = None, budget: int = 300) -> TrainConfig:
+        return train_config(
+            self.arguments["models"][model],
+            cluster__gpus_per_node=self.arguments["ranks"],
+            policy__tensor_model_parallel_size=self.arguments["tp"],
+            policy__pipeline_model_parallel_size=self.arguments["pp"],
+            policy__sequence_parallel=self.arguments["sp"] if sp is None else sp,
+            policy__micro_batch_tokens=budget,
+            policy__make_vocab_size_divisible_by=self.arguments.get("vocab_divisor", 16),
+        )
+
+    def policy(self, model: str, load: bool = True, **changes: Any) -> Policy:
+        config = self.config(model, **changes).policy
+        folder = Path(self.arguments["models"][model])
+        policy = Policy(config, Architecture.of_folder(folder, config), self.parallel, TEMPERATURE)
+        if load:
+            policy.load_hf(folder)
+        return policy
+
+    def exported(self, policy: Policy, name: str) -> None:
+        """Write the policy's Hugging Face tensors to `name.safetensors`."""
+        tensors = {key: tensor.clone() for key, tensor in policy.export()}
+        if self.parallel.is_main:
+            save_file(tensors, self.folder / f"{name}.safetensors")
+
+    def trained(self, model: str, sft: bool) -> list[dict[str, float]]:
+        """Ten steps; the policy of SFT is saved after five of them, and exported at the end."""
+        policy = self.policy(model)
+        run = RunFolder(self.folder / f"run_{model}")
+        metrics = []
+        for step in range(STEPS):
+            metrics.append(policy.train_step(step_sequences(step, sft), sft_loss if sft else policy_gradient_loss))
+            if sft and step + 1 == SAVED_STEP:
+                save_checkpoint(run, policy, self.parallel, SAVED_STEP, seed=1, keep_last=2)
+        if sft:
+            self.exported(policy, f"{model}_trained")
+        return metrics
+
+    def resumed(self, model: str, run: str, sp: bool, name: str) -> dict[str, Any]:
+        """The last five SFT steps from a checkpoint of another job and maybe layout, stopped and resumed once more."""
+        policy = self.policy(model, load=False, sp=sp)
+        step = resume(RunFolder(Path(run)), policy)
+        metrics = [policy.train_step(step_sequences(i, sft=True), sft_loss) for i in range(step, AGAIN_SAVED_STEP)]
+        own = RunFolder(self.folder / f"run_{model}_{name}")
+        save_checkpoint(own, policy, self.parallel, AGAIN_SAVED_STEP, seed=1, keep_last=2)
+        policy = self.policy(model, load=False, sp=sp)
+        again = resume(own, policy)
+        metrics += [policy.train_step(step_sequences(i, sft=True), sft_loss) for i in range(again, STEPS)]
+        self.exported(policy, f"{model}_{name}")
+        return {"steps": [step, again], "metrics": metrics, "counters": step_counters(policy)}
+
+    def weights_only(self, model: str, run: str, name: str) -> None:
+        """Weights of a checkpoint without its optimizer."""
+        policy = self.policy(model, load=False)
+        load_weights(RunFolder(Path(run)).checkpoint(SAVED_STEP), policy)
+        self.exported(policy, f"{model}_{name}")
+
+
+def step_counters(policy: Policy) -> list[float]:
+    """The optimizer's step counters, each value once."""
+    (inner,) = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
+    return sorted({float(state["step"]) for state in inner.optimizer.state.values()})
+
+
+def exercise(layout: Layout) -> dict[str, Any]:
+    arguments = layout.arguments
+    result: dict[str, Any] = {"log_probs": {}, "sft": {}, "resumed": {}}
+    for model in arguments["models"]:
+        policy = layout.policy(model)
+        layout.exported(policy, f"{model}_loaded")
+        result["log_probs"][model] = policy.log_probs(random_sequences(arguments["seed"], 9, sft=False))
+        result["sft"][model] = layout.trained(model, sft=True)
+        for number, (job, sp) in enumerate(arguments.get("resume", [])):
+            run = f"{job}/run_{model}"
+            result["resumed"][f"{model}_{number}"] = layout.resumed(model, run, sp, f"resumed_{number}")
+            layout.weights_only(model, run, f"weights_{number}")
+    result["grpo"] = layout.trained("untied", sft=False)
+    result["budgets"] = {
+        budget: layout.policy("untied", budget=budget).train_step(step_sequences(0, sft=False), policy_gradient_loss)
+        for budget in arguments.get("budgets", [])
+    }
+    return result
+
+
+def main() -> None:
+    arguments, folder = read_arguments()
+    torch.use_deterministic_algorithms(True)
+    layout = Layout(arguments, folder)
+    result = exercise(layout)
+    if layout.parallel.is_main:
+        write_result(folder, result)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Megatron and a real vLLM engine: three rounds of sync, generate, score and train.
+
+Arguments: `model` (a folder), `tp`, `pp`, `engines`, `hang` (stay after the result, to be killed). Rank 0's result
+holds what `test_rollout.py` compares; the weights of the last sync go to `exported/`.
+"""
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+from ranks import read_arguments, write_result
+from tiny import TEMPERATURE, random_sequences, train_config
+
+from converters.hf_folder import write_folder
+from megatron_rl.algorithms.losses import policy_gradient_loss
+from megatron_rl.parallel import Parallel, setup_parallel
+from megatron_rl.policy.batch import TrainSequence
+from megatron_rl.policy.model import Architecture
+from megatron_rl.policy.policy import Policy
+from megatron_rl.rollout import weight_sync
+from megatron_rl.rollout.rollout import Rollout
+from megatron_rl.rollout.samples import Sample, Sampling
+
+ROUNDS, SAMPLES, MAX_NEW_TOKENS = 3, 4, 24
+BUCKET_BYTES = 50_000  # below most tensors: every layer, and every fused parameter, comes in several buckets
+PROMPTS = [list(sequence.tokens[:30]) for sequence in random_sequences("prompts", 12, sft=True)]
+
+
+def generated(rollout: Rollout, parallel: Parallel, seed: str, temperature: float, samples: int) -> list[Sample]:
+    """All engines' samples, in order, on every rank."""
+    mine: list[Sample] = []
+    rollout.generate(PROMPTS, samples, Sampling(temperature, 1.0, -1, MAX_NEW_TOKENS), seed, mine.append)
+    everyone: list[list[Sample]] = [[]] * parallel.world_size
+    dist.all_gather_object(everyone, mine)
+    return sorted(
+        (sample for part in everyone for sample in part),
+        key=lambda sample: (sample.request.prompt_index, sample.request.sample_index),
+    )
+
+
+def to_sequence(sample: Sample, position: int) -> TrainSequence:
+    """To be trained on with large weights of both signs, so that every update moves the policy visibly."""
+    prompt = sample.request.prompt_tokens
+    weight = (1.0 if position % 2 else -0.5) / 100
+    return TrainSequence(prompt + sample.tokens, len(prompt), weight, sample.log_probs)
+
+
+def one_round(policy: Policy, rollout: Rollout, parallel: Parallel, version: int) -> dict[str, Any]:
+    rollout.sync(version)
+    samples = generated(rollout, parallel, f"1/{version}", TEMPERATURE, SAMPLES)
+    again = generated(rollout, parallel, f"1/{version}", TEMPERATURE, SAMPLES)
+    other = generated(rollout, parallel, f"2/{version}", TEMPERATURE, SAMPLES)
+    sequences = [to_sequence(sample, i) for i, sample in enumerate(samples)]
+    before = policy.log_probs(sequences)
+    metrics = policy.train_step(sequences, policy_gradient_loss)
+    after = policy.log_probs(sequences)
+    return {
+        "requests": [(s.request.prompt_index, s.request.sample_index, s.request.prompt_tokens) for s in samples],
+        "versions": sorted({s.policy_version for s in samples + again + other}),
+        "tokens": [s.tokens for s in samples],
+        "tokens_again": [s.tokens for s in again],
+        "tokens_of_another_seed": [s.tokens for s in other],
+        "texts": [s.text for s in samples],
+        "truncated": [s.truncated for s in samples],
+        "rollout_log_probs": [s.log_probs for s in samples],
+        "policy_log_probs": before,
+        "moved": max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)),
+        "metrics": metrics,
+    }
+
+
+def main() -> None:
+    arguments, folder = read_arguments()
+    config = train_config(
+        arguments["model"],
+        cluster__gpus_per_node=2,
+        generation__num_engines=arguments["engines"],
+        policy__tensor_model_parallel_size=arguments["tp"],
+        policy__pipeline_model_parallel_size=arguments["pp"],
+        policy__optimizer={"lr": 3e-3, "lr_warmup_steps": 0},
+    )
+    parallel = setup_parallel(config)
+    model = Path(arguments["model"])
+    policy = Policy(config.policy, Architecture.of_folder(model, config.policy), parallel, TEMPERATURE)
+    policy.load_hf(model)
+    sent: list[int] = []
+    weight_sync.connect = partial(_connect_with_small_buckets, connect=weight_sync.connect, sent=sent)  # type: ignore[assignment]
+    assert config.generation is not None
+    generation = replace(config.generation, max_num_seqs=16)
+    rollout = Rollout(model, generation, config.policy.precision, parallel, policy.export(), 128)
+    rounds = [one_round(policy, rollout, parallel, version) for version in range(ROUNDS)]
+    rollout.sync(ROUNDS)
+    greedy = generated(rollout, parallel, "greedy", 0.0, 1)
+    export = policy.export()
+    if parallel.is_main:
+        write_folder(folder / "exported", export, like=model)
+    else:
+        list(export)
+    children: list[list[int]] = [[]] * parallel.world_size
+    dist.all_gather_object(children, [child.pid for child in psutil.Process().children(recursive=True)])
+    if parallel.is_main:
+        write_result(
+            folder,
+            {
+                "rounds": rounds,
+                "greedy": [sample.tokens for sample in greedy],
+                "greedy_version": sorted({sample.policy_version for sample in greedy}),
+                "prompts": PROMPTS,
+                "processes": children,
+                "buckets": sent,
+            },
+        )
+    while arguments["hang"]:
+        time.sleep(1)
+    rollout.close()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _connect_with_small_buckets(*args: Any, connect: Any, sent: list[int]) -> Any:
+    sender = connect(*args[:-1], BUCKET_BYTES)
+    sent.append(len(sender._buckets))
+    return sender
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Runs a program of `tests/programs` once per rank, as plain processes with the environment a launcher would give."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+_SHOWN_CHARACTERS = 4000
+
+
+class Job:
+    """The ranks of one run; their output goes to `folder/rank_N.log`, rank 0's result to `folder/result.json`."""
+
+    def __init__(self, program: str, arguments: dict[str, Any], ranks: int, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
+        port = _free_port()
+        self.processes = [self._start(program, rank, ranks, port) for rank in range(ranks)]
+
+    def _start(self, program: str, rank: int, ranks: int, port: int) -> subprocess.Popen[bytes]:
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}",
+            "PYTHONWARNINGS": "ignore",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
+        with open(self._log(rank), "wb") as log:
+            return subprocess.Popen(
+                [sys.executable, str(TESTS / "programs" / program), str(self.folder)],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float) -> None:
+        """Until every rank has ended well; a failed or late one fails the test and shows the logs."""
+        limit = time.monotonic() + seconds
+        while any(process.poll() is None for process in self.processes):
+            self._raise_for_failure()
+            if time.monotonic() > limit:
+                raise AssertionError(f"ranks still running after {seconds} s\n{self._logs()}")
+            time.sleep(0.05)
+        self._raise_for_failure()
+
+    def wait_for_result(self, seconds: float) -> Any:
+        """What rank 0 hands over, while the ranks may go on running."""
+        result = self.folder / "result.json"
+        limit = time.monotonic() + seconds
+        while not result.is_file():
+            self._raise_for_failure()
+            if time.monotonic() > limit or all(process.poll() is not None for process in self.processes):
+                raise AssertionError(f"no result of rank 0 (waited up to {seconds} s)\n{self._logs()}")
+            time.sleep(0.05)
+        return json.loads(result.read_text(encoding="utf-8"))
+
+    def kill(self) -> None:
+        """End whatever still runs, with everything it has started in its own session."""
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _log(self, rank: int) -> Path:
+        return self.folder / f"rank_{rank}.log"
+
+    def _raise_for_failure(self) -> None:
+        statuses = [process.poll() for process in self.processes]
+        if any(status not in (None, 0) for status in statuses):
+            raise AssertionError(f"exit statuses of the ranks: {statuses}\n{self._logs()}")
+
+    def _logs(self) -> str:
+        texts = (self._log(rank).read_text(errors="replace") for rank in range(len(self.processes)))
+        return "\n".join(f"--- rank {rank}\n{text[-_SHOWN_CHARACTERS:]}" for rank, text in enumerate(texts))
+
+
+@contextmanager
+def started_job(program: str, arguments: dict[str, Any], ranks: int, folder: Path) -> Iterator[Job]:
+    """A running job, of which nothing is left at the end of the block."""
+    job = Job(program, arguments, ranks, folder)
+    try:
+        yield job
+    finally:
+        job.kill()
+
+
+def run_job(program: str, arguments: dict[str, Any], ranks: int, folder: Path, seconds: float = 240) -> Any:
+    """Rank 0's result of a job that runs to its end."""
+    with started_job(program, arguments, ranks, folder) as job:
+        job.wait(seconds)
+        return job.wait_for_result(0)
+
+
+def read_arguments() -> tuple[dict[str, Any], Path]:
+    """In a program: its arguments and the folder of the job."""
+    folder = Path(sys.argv[1])
+    return json.loads((folder / "arguments.json").read_text(encoding="utf-8")), folder
+
+
+def write_result(folder: Path, result: Any) -> None:
+    """In a program, on rank 0: hand over the result, whole or not at all."""
+    temporary = folder / ".result.json"
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    temporary.rename(folder / "result.json")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
