@@ -6,14 +6,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch.distributed as dist
-from verifiers.pool import VerifierPool
-from verifiers.tasks import CodeTask, MathTask
 
 from megatron_rl.config.schema import VerifierConfig
 from megatron_rl.data.problems import Problem
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.samples import Sample, Sampling
+from verifiers.pool import VerifierPool
+from verifiers.tasks import CodeTask, MathTask
 from verifiers.verdict import Result, Verdict
 
 OnProgress = Callable[[str, int, int], None]

@@ -1,0 +1,135 @@
+"""What a GRPO step makes of scored samples: weights over the global normaliser, metrics, and the guards that stop it."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_rl.algorithms.losses import policy_gradient_loss
+from megatron_rl.config.schema import Domain, GRPOConfig
+from megatron_rl.data.problems import Problem
+from megatron_rl.errors import RunStopped
+from megatron_rl.experience import Experience, ScoredSample, verification_task
+from megatron_rl.grpo import _check_infra_errors, _check_mismatch, experience_metrics, sample_advantages, to_sequences
+from megatron_rl.policy.batch import micro_batches
+from megatron_rl.rollout.samples import Sample, SampleRequest
+from megatron_rl.validate import accuracies
+from verifiers.tasks import CodeTask, MathTask
+from verifiers.verdict import Result, Verdict
+
+CONFIG = GRPOConfig(max_num_steps=1, max_token_mult_prob_error=1.05, max_infra_error_fraction=0.25)
+
+
+def scored(
+    prompt: int, verdict: Verdict, length: int = 3, seconds: float = 0.5, truncated: bool = False
+) -> ScoredSample:
+    request = SampleRequest(prompt_index=prompt, sample_index=0, prompt_tokens=(7, 8), seed=1)
+    sample = Sample(request, tuple(range(length)), tuple([-1.0] * length), "text", truncated, policy_version=0)
+    return ScoredSample(sample, Result(verdict, None, seconds, "detail"))
+
+
+def experience(*samples: ScoredSample) -> Experience:
+    return Experience(list(samples), generation_seconds=1.0, verification_wait_seconds=0.0)
+
+
+def test_advantages_are_within_the_prompts_group_also_after_drops() -> None:
+    samples = [
+        scored(0, Verdict.PASS),
+        scored(0, Verdict.WRONG),
+        scored(1, Verdict.PASS),
+        scored(1, Verdict.PASS),
+        scored(2, Verdict.TIMEOUT),
+        scored(2, Verdict.PASS),
+        scored(2, Verdict.NO_ANSWER),
+        scored(3, Verdict.PASS),
+    ]
+    third = 1 / math.sqrt(3)
+    wanted = [math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0, -third, 2 * third, -third, 0.0]
+    assert sample_advantages(samples) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_normaliser_counts_all_response_tokens_of_the_batch() -> None:
+    samples = [scored(0, Verdict.PASS, 4), scored(0, Verdict.WRONG, 6), scored(1, Verdict.WRONG, 90)]
+    sequences = to_sequences(samples, [2.0, -2.0, 0.0])
+    assert [(len(s.tokens), s.prompt_length, s.weight) for s in sequences] == [(6, 2, 0.02), (8, 2, -0.02)]
+    assert sequences[0].rollout_log_probs == samples[0].sample.log_probs
+
+
+def test_leaving_out_groups_without_spread_changes_no_gradient() -> None:
+    samples = [scored(0, Verdict.PASS, 4), scored(0, Verdict.WRONG, 6), scored(1, Verdict.WRONG, 9)]
+    advantages = sample_advantages([*samples, scored(1, Verdict.WRONG, 5)])[:3]
+    (batch,) = micro_batches(to_sequences(samples, advantages), 0, 1, 1000, 1, torch.device("cpu"))
+    log_probs = torch.zeros(len(batch.tokens), requires_grad=True)
+    policy_gradient_loss(log_probs, torch.zeros(len(batch.tokens)), batch)[0].backward()
+    assert log_probs.grad is not None
+    wanted = sum(a * len(s.sample.tokens) for a, s in zip(advantages, samples, strict=True)) / 19
+    assert float(-log_probs.grad.sum()) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_batch_without_any_spread_keeps_one_sequence_of_no_weight() -> None:
+    (only,) = to_sequences([scored(0, Verdict.PASS), scored(1, Verdict.WRONG)], [0.0, 0.0])
+    assert only.weight == 0.0
+
+
+def test_metrics_of_a_step() -> None:
+    samples = [
+        scored(0, Verdict.PASS, length=4, seconds=0.1),
+        scored(0, Verdict.NO_ANSWER, length=10, seconds=0.2, truncated=True),
+        scored(1, Verdict.TIMEOUT, length=6, seconds=3.0),
+        scored(1, Verdict.INFRA_ERROR, length=20, seconds=0.4),
+    ]
+    found = experience_metrics(experience(*samples), [1.0, -1.0, 0.0])
+    wanted = {
+        "train/reward": 1 / 3,  # what could not be verified is no 0
+        "train/zero_advantage_fraction": 1 / 3,
+        "generation/length_mean": 10.0,
+        "generation/length_max": 20.0,
+        "generation/truncated_fraction": 0.25,
+        "verify/pass": 0.25,
+        "verify/wrong": 0.0,
+        "verify/timeout": 0.25,
+        "verify/infra_error": 0.25,
+        "verify/seconds_p99": 3.0,
+        "performance/tokens": 40.0,
+    }
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("error", [1.06, math.inf, math.nan])
+def test_a_mismatch_above_the_bound_stops_the_run(error: float) -> None:
+    with pytest.raises(RunStopped, match=r"step 8: train/token_mult_prob_error=.* is above .*=1\.05") as caught:
+        _check_mismatch({"token_mult_prob_error": error}, CONFIG, step=7)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mismatch_below_the_bound_does_not() -> None:
+    _check_mismatch({"token_mult_prob_error": 1.049}, CONFIG, step=7)
+
+
+@pytest.mark.parametrize(("failed", "stops"), [(1, False), (2, True), (4, True)])
+def test_too_many_infra_errors_stop_the_run(failed: int, stops: bool) -> None:
+    samples = [scored(0, Verdict.INFRA_ERROR if i < failed else Verdict.WRONG) for i in range(4)]
+    if not stops:
+        _check_infra_errors(experience(*samples), CONFIG, step=0)
+        return
+    with pytest.raises(RunStopped, match="could not be verified, above .*=25.0%; the last said: 'detail'"):
+        _check_infra_errors(experience(*samples), CONFIG, step=0)
+
+
+def test_validation_accuracy_is_a_mean_over_prompts() -> None:
+    samples = [scored(0, Verdict.PASS), scored(0, Verdict.WRONG), scored(1, Verdict.PASS), scored(2, Verdict.WRONG)]
+    assert accuracies(experience(*samples)) == pytest.approx({"accuracy": 0.5, "pass_k": 2 / 3})
+    assert accuracies(experience(samples[0], samples[3])) == {"accuracy": 0.5}
+    assert accuracies(experience(scored(0, Verdict.INFRA_ERROR))) == {}
+
+
+def test_a_problem_with_tests_goes_to_the_code_verifier() -> None:
+    columns: dict[str, Any] = {"id": "1", "question": "q", "starter_code": None, "response": None}
+    math_problem = Problem(**columns, domain=Domain.MATH, answer="4", tests=None, fn_name=None)
+    assert verification_task(math_problem, "said", 2.0) == MathTask("said", "4")
+    tests = ({"input": "1", "output": "1", "testtype": "functional"},)
+    code_problem = Problem(**columns, domain=Domain.CODE, answer=None, tests=tests, fn_name="f")
+    task = verification_task(code_problem, "said", 2.0)
+    assert isinstance(task, CodeTask)
+    assert (task.tests, task.fn_name, task.timeout) == (tests, "f", 2.0)
