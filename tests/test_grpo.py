@@ -1,4 +1,4 @@
-"""What a GRPO step makes of scored samples: weights over the global normaliser, metrics, and the guards that stop it."""
+"""What a GRPO step makes of scored samples: weights over the global normaliser, metrics, and its guards."""
 
 import math
 from typing import Any
@@ -113,7 +113,7 @@ def test_too_many_infra_errors_stop_the_run(failed: int, stops: bool) -> None:
     if not stops:
         _check_infra_errors(experience(*samples), CONFIG, step=0)
         return
-    with pytest.raises(RunStopped, match="could not be verified, above .*=25.0%; the last said: 'detail'"):
+    with pytest.raises(RunStopped, match=r"could not be verified, above .*=25.0%; the last said: 'detail'"):
         _check_infra_errors(experience(*samples), CONFIG, step=0)
 
 
