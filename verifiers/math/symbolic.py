@@ -1,66 +1,79 @@
-"""Deciding by algebra, with sympy, whether two expressions are identical.
+"""The last rung: sympy proves or refutes that two expressions are identical.
 
-Sympy's expression is built from our own tree, never from text. It may take long and much memory for what looks
-harmless: sizes are checked first, and the pool kills a worker whose time is up.
+The expression is built from our own tree, node by node: no text ever reaches sympy. What comes here already agrees
+numerically to many digits, so sympy has the last word only where it can decide.
 """
 
-import functools
-import math
-import threading
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from verifiers.math.exact import MAX_BITS, rational
-from verifiers.math.nodes import Apply, Node, Number, Quantity, Symbol, TooCostly
+from verifiers.math.nodes import Apply, Node, Number, Quantity, Symbol, children
 
-MAX_TERMS = 500  # of an expression, were it multiplied out
-MAX_DEGREE = 64  # of a power that is multiplied out
-
-Expression = Any  # sympy's Expr: importing its type would import sympy, which takes half a second
-
-_ARITHMETIC = frozenset(("+", "*", "^", "root"))
-_one_at_a_time = threading.Lock()  # sympy keeps its precision, caches and random numbers in globals
-
-
-class _NotAlgebra(Exception):
-    """An operation that sympy is not asked about."""
-
-
-def equal(first: Node, second: Node, bounded: bool) -> bool | None:
-    """Whether two scalar expressions are identical; None if sympy cannot tell.
-
-    `bounded` says that all values are known to be of moderate size: without it only arithmetic is looked at.
-    True where it is proved for real symbols, up to single points. False only where a nonzero difference is proved:
-    a number that is not zero, or a rational function with a coefficient that is not.
-    """
-    with _one_at_a_time:
-        try:
-            build = _Builder(bounded).expression
-            return _equal(build(first), build(second))
-        except (_NotAlgebra, TooCostly):
-            return None
-        except MemoryError:
-            raise
-        except Exception:  # sympy fails in many ways on odd expressions; that decides nothing
-            return None
-
-
-def _equal(first: Expression, second: Expression) -> bool | None:
+if TYPE_CHECKING:
     import sympy
 
-    if first.has(sympy.nan, sympy.oo, sympy.zoo) or second.has(sympy.nan, sympy.oo, sympy.zoo):
+MAX_NODES = 60
+"""In both trees together; larger ones stay with the numerical evidence, since simplification may take minutes."""
+MAX_EXPONENT = 64
+
+
+def proven(first: Node, second: Node) -> bool | None:
+    """True or False where sympy proves that two scalar expressions are or are not identical, else None."""
+    if _size(first) + _size(second) > MAX_NODES:
         return None
-    if first == second:
-        return True
-    difference = first - second
-    if _terms(difference) > MAX_TERMS:
+    try:
+        difference = _expression(first) - _expression(second)
+    except _Beyond:
         return None
-    if sympy.expand(difference) == 0:
-        return True
-    if difference.is_number:
-        return _is_zero(difference)
-    if difference.is_rational_function():
-        numerator, _ = sympy.fraction(sympy.together(difference))
-        zeros = [_is_zero(c) for c in sympy.Poly(numerator, *difference.free_symbols).coeffs()]
-        return False if False in zeros else None if None in zeros else True
-    return True if sympy.simplify(difference) == 0 else None
+    return True if difference.is_zero else difference.equals(0)
+
+
+class _Beyond(Exception):
+    """An operation or a size that is not handed to sympy."""
+
+
+def _size(node: Node) -> int:
+    return 1 + sum(_size(child) for child in children(node))
+
+
+def _expression(node: Node) -> "sympy.Expr":
+    import sympy
+
+    match node:
+        case Number():
+            return sympy.Rational(node.value.numerator, node.value.denominator)
+        case Symbol():
+            constants = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I}
+            # Real and positive, as the numerical rung takes its points: roots and logarithms then simplify.
+            return constants.get(node.name) or sympy.Symbol(node.name, positive=True)
+        case Quantity():
+            return _expression(node.value)
+        case Apply(operator="^", arguments=(base, exponent)):
+            if isinstance(exponent, Number) and abs(exponent.value) > MAX_EXPONENT:
+                raise _Beyond
+            return _expression(base) ** _expression(exponent)
+        case Apply(operator="root", arguments=(radicand, degree)):
+            return sympy.real_root(_expression(radicand), _expression(degree))
+        case Apply() if node.operator in _functions():
+            return _functions()[node.operator](*map(_expression, node.arguments))
+        case _:
+            raise _Beyond
+
+
+@cache
+def _functions() -> dict[str, Callable[..., Any]]:
+    import sympy
+
+    same_name = ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")
+    inverse = ("sin", "cos", "tan", "cot", "sec", "csc")
+    return {
+        "+": sympy.Add,
+        "*": sympy.Mul,
+        "abs": sympy.Abs,
+        "deg": lambda value: value * sympy.pi / 180,
+        "ln": sympy.log,
+        "log": sympy.log,
+        **{name: getattr(sympy, name) for name in same_name},
+        **{f"arc{name}": getattr(sympy, f"a{name}") for name in inverse},
+    }
