@@ -161,6 +161,10 @@ class ShmReceiver(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.model_config.hf_config.tie_word_embeddings:
+            # A tied output layer loads nothing of its own, so vLLM leaves it with what it packed from the old weights.
+            head = self.model.lm_head
+            head.quant_method.process_weights_after_loading(head)  # type: ignore[operator, union-attr]
 
     def shutdown(self) -> None:
         """The mapping goes with the process."""
