@@ -92,12 +92,12 @@ def test_log_probs_are_transformers(
     launch: Launch, model_folders: dict[str, Path], seed: int, name: str, model: str
 ) -> None:
     print(f"sequences of seed {seed}")
-    slow = reference.load(model_folders[model], torch.float32)
+    slow = reference.load(model_folders[model])
     sequences = random_sequences(seed, 9, sft=False)
     for sequence, found in zip(sequences, launch(name).result["log_probs"][model], strict=True):
         with torch.no_grad():
             wanted, _ = reference.log_probs(slow, sequence)
-        torch.testing.assert_close(torch.tensor(found), wanted, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(found, dtype=wanted.dtype), wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("algorithm", "model"), CURVES)
