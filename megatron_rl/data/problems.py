@@ -1,6 +1,7 @@
 """JSONL files to `Problem`s, and the order in which training visits them."""
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode("utf-8").rstrip("\r\n"))
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"{path}:{number}: byte {error.start + 1} of the line, 0x{line[error.start]:02x}, is not UTF-8; "
@@ -82,6 +83,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise InputError(
                     f"{path}:{number}: broken JSON at column {error.colno}: {error.msg}; write one object per line"
                 ) from error
+            except (RecursionError, ValueError) as error:  # nested too deeply, or an integer of thousands of digits
+                raise InputError(f"{path}:{number}: unreadable JSON: {error}; correct the line") from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}:{number}: a {type(row).__name__}, not a JSON object; write one per line")
             yield number, row
@@ -193,7 +196,8 @@ class _Row:
 
     def scalar(self, key: str) -> str:
         value = self.row.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        # `json` reads NaN and Infinity, too: no reference that an answer could equal.
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
             return str(value)
         return self.required_text(key)
 
@@ -206,7 +210,7 @@ class _Row:
         value = self.row.get(key)
         if value is None and not required:
             return None
-        if value is None:
+        if key not in self.row:
             raise InputError(f"{self.place}: no column {key!r}; the line has {sorted(self.row)}")
         if not isinstance(value, str):
             raise InputError(f"{self.place}: column {key!r} is {_shown(value)}; it must be a string")

@@ -11,7 +11,7 @@ from megatron_rl.data.tiny_math import MathProblem, draw_math
 from megatron_rl.run_folder import write_text
 
 MATH_TRAIN, CODE_SFT, HELD_OUT = 4000, 300, 200
-CAREFUL_FRACTION = 0.5
+CAREFUL_FRACTION = 0.4
 """Of the math responses to imitate; the rest guess at once. RL finds out which of the two ways pays."""
 
 
@@ -22,9 +22,7 @@ def write_tiny_world(folder: Path, seed: int) -> None:
     """
     rng = random.Random(seed)
     math_train, math_held_out = _math_split(rng)
-    code = list(all_code_problems())
-    rng.shuffle(code)
-    code_train, code_held_out = code[HELD_OUT:], code[:HELD_OUT]
+    code_train, code_held_out = _code_split(rng)
     sft = [_math_row(f"sft-math-{i}", problem, rng.random() < CAREFUL_FRACTION) for i, problem in enumerate(math_train)]
     sft += [_code_row(f"sft-code-{i}", problem, rng, True) for i, problem in enumerate(code_train[:CODE_SFT])]
     rng.shuffle(sft)
@@ -41,12 +39,20 @@ def write_tiny_world(folder: Path, seed: int) -> None:
 
 
 def _math_split(rng: random.Random) -> tuple[list[MathProblem], list[MathProblem]]:
-    problems: dict[tuple[str, int, int], MathProblem] = {}
+    problems: dict[tuple[int, ...], MathProblem] = {}
     while len(problems) < MATH_TRAIN + HELD_OUT:
         problem = draw_math(rng)
         problems.setdefault(problem.meaning, problem)
     drawn = list(problems.values())
     return drawn[HELD_OUT:], drawn[:HELD_OUT]
+
+
+def _code_split(rng: random.Random) -> tuple[list[CodeProblem], list[CodeProblem]]:
+    problems = list(all_code_problems())
+    rng.shuffle(problems)
+    meanings = list(dict.fromkeys(problem.meaning for problem in problems))
+    held_out = set(meanings[: HELD_OUT // 2])  # each has two forms
+    return [p for p in problems if p.meaning not in held_out], [p for p in problems if p.meaning in held_out]
 
 
 def _math_row(identifier: str, problem: MathProblem, careful: bool | None = None) -> dict[str, Any]:

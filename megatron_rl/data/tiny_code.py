@@ -62,6 +62,11 @@ class CodeProblem:
     is_function: bool
 
     @property
+    def meaning(self) -> tuple[str, str, str, int]:
+        """Equal for two problems that ask for the same computation, as a program or as a function."""
+        return self.names, self.operation.words, self.step, self.constant
+
+    @property
     def question(self) -> str:
         """The problem in words."""
         what = f"{self.operation.words}, {_LAST_WORDS[self.step]} {self.constant}"
@@ -92,11 +97,12 @@ class CodeProblem:
         return f"{read}\nprint({result})"
 
     def tests(self, rng: random.Random) -> list[dict[str, Any]]:
-        """Tests in LiveCodeBench's form, with inputs large and mixed enough to tell the operations apart."""
+        """Tests in LiveCodeBench's form; across them the largest input is everywhere, so no variable passes for it."""
         found = []
-        for _ in range(TESTS_PER_PROBLEM):
-            count = rng.randint(3, 6) if self.names == "v" else len(self.names.split())
-            inputs = [rng.choice([-1, 1]) * rng.randint(2, 30) for _ in range(count)]
+        for number in range(TESTS_PER_PROBLEM):
+            count = 3 + number % 4 if self.names == "v" else len(self.names.split())
+            inputs = sorted(rng.choice([-1, 1]) * value for value in rng.sample(range(2, 31), count))
+            inputs = inputs[number % count :] + inputs[: number % count]
             output = LAST_STEPS[self.step](self.operation.compute(*inputs), self.constant)
             lines = [inputs] if self.names == "v" else inputs
             text = "\n".join(map(json.dumps, lines)) if self.is_function else " ".join(map(str, inputs))

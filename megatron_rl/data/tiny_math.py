@@ -1,62 +1,56 @@
-"""The tiny world's math: sums and differences of two-digit numbers, written down quickly or digit by digit."""
+"""The tiny world's math: chains of sums and differences of digits, answered at once or worked out step by step."""
 
 import random
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-PHRASES = {
-    "sum": ("What is {0} + {1}?", "Add {0} and {1}."),
-    "difference": ("What is {0} - {1}?", "Take {1} from {0}."),
-}
+TERMS = 5
+PHRASES = ("What is {}?", "Work out {}.")
 
 
 @dataclass(frozen=True, slots=True)
 class MathProblem:
-    """Arithmetic on two numbers from 10 to 99; a difference is never negative."""
+    """A chain such as 3+4-2+1-5, whose partial results are all single digits.
 
-    kind: str
-    first: int
-    second: int
+    Attributes:
+        terms: signed, each from 1 to 9 in size.
+        phrase: index into `PHRASES`.
+    """
+
+    terms: tuple[int, ...]
     phrase: int
 
     @property
-    def meaning(self) -> tuple[str, int, int]:
-        """Equal for two problems that ask the same: wording and the order of summands do not count."""
-        if self.kind == "difference":
-            return self.kind, self.first, self.second
-        return self.kind, min(self.first, self.second), max(self.first, self.second)
+    def meaning(self) -> tuple[int, ...]:
+        """Equal for two problems that ask the same: wording and order do not count."""
+        return tuple(sorted(self.terms))
 
     @property
     def question(self) -> str:
         """The problem in words."""
-        return PHRASES[self.kind][self.phrase].format(self.first, self.second)
+        return PHRASES[self.phrase].format(self._chain)
 
     @property
     def answer(self) -> int:
         """The right answer."""
-        return self.first + self.second if self.kind == "sum" else self.first - self.second
+        return sum(self.terms)
 
     def response(self, careful: bool) -> str:
-        """A right response that states the result at once or, `careful`, works through ones and tens."""
-        sign = "+" if self.kind == "sum" else "-"
-        reasoning = self._digits() if careful else f"{self.first}{sign}{self.second}={self.answer}"
+        """A right response that states the result at once or, `careful`, works it out step by step."""
+        steps = zip(pairwise(accumulate(self.terms)), self.terms[1:], strict=True)
+        worked_out = " ".join(f"{before}{term:+}={after}" for (before, after), term in steps)
+        reasoning = worked_out if careful else f"{self._chain}={self.answer}"
         return f"<think>\n{reasoning}\n</think>\n\n\\boxed{{{self.answer}}}"
 
-    def _digits(self) -> str:
-        tens, ones = divmod(self.first, 10)
-        other_tens, other_ones = divmod(self.second, 10)
-        if self.kind == "sum":
-            carry, low = divmod(ones + other_ones, 10)
-            high = tens + other_tens + carry
-            return f"{ones}+{other_ones}={10 * carry + low} {tens}+{other_tens}+{carry}={high}"
-        borrow = int(ones < other_ones)
-        low, high = ones - other_ones + 10 * borrow, tens - other_tens - borrow
-        return f"{ones}-{other_ones}={low} {tens}-{other_tens}-{borrow}={high}"
+    @property
+    def _chain(self) -> str:
+        return f"{self.terms[0]}" + "".join(f"{term:+}" for term in self.terms[1:])
 
 
 def draw_math(rng: random.Random) -> MathProblem:
     """A random problem."""
-    kind = rng.choice(list(PHRASES))
-    first, second = rng.randint(10, 99), rng.randint(10, 99)
-    if kind == "difference" and first < second:
-        first, second = second, first
-    return MathProblem(kind, first, second, rng.randrange(len(PHRASES[kind])))
+    terms = [rng.randint(1, 9)]
+    while len(terms) < TERMS:
+        total = sum(terms)
+        terms.append(rng.choice([after for after in range(10) if after != total]) - total)
+    return MathProblem(tuple(terms), rng.randrange(len(PHRASES)))

@@ -4,6 +4,7 @@ The expression is built from our own tree, node by node: no text ever reaches sy
 numerically to many digits, so sympy has the last word only where it can decide.
 """
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,20 @@ MAX_NODES = 60
 """In both trees together; larger ones stay with the numerical evidence, since simplification may take minutes."""
 MAX_EXPONENT = 64
 
+_sympy_lock = threading.Lock()
+"""sympy evaluates at a working precision that is a state of the whole process."""
+
 
 def proven(first: Node, second: Node) -> bool | None:
     """True or False where sympy proves that two scalar expressions are or are not identical, else None."""
     if _size(first) + _size(second) > MAX_NODES:
         return None
-    try:
-        difference = _expression(first) - _expression(second)
-    except _Beyond:
-        return None
-    return True if difference.is_zero else difference.equals(0)
+    with _sympy_lock:
+        try:
+            difference = _expression(first) - _expression(second)
+        except _Beyond:
+            return None
+        return True if difference.is_zero else difference.equals(0)
 
 
 class _Beyond(Exception):
