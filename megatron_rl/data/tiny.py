@@ -10,8 +10,8 @@ from megatron_rl.data.tiny_code import CodeProblem, all_code_problems
 from megatron_rl.data.tiny_math import MathProblem, draw_math
 from megatron_rl.run_folder import write_text
 
-MATH_TRAIN, CODE_SFT, HELD_OUT = 4000, 300, 200
-CAREFUL_FRACTION = 0.4
+MATH_TRAIN, CODE_SFT, HELD_OUT = 4000, 160, 200
+CAREFUL_FRACTION = 0.45
 """Of the math responses to imitate; the rest guess at once. RL finds out which of the two ways pays."""
 
 

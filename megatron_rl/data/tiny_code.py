@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-TESTS_PER_PROBLEM = 5
+TESTS_PER_PROBLEM = 4
 
 
 @dataclass(frozen=True, slots=True)
