@@ -113,6 +113,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             stack.callback(experience.close)
         logger = progress = None
         if parallel.is_main:
+            run.path.mkdir(parents=True, exist_ok=True)
             save_config(config, run.config)
             logger = stack.enter_context(MetricsLogger(config, run.path, start_step))
             progress = stack.enter_context(Progress(config.name, config.max_num_steps, start_step))

@@ -147,18 +147,18 @@ def short_pipeline(demo: Path, name: str) -> list[str | Path]:
 
 
 def kill_once(folder: Path, command: Sequence[str | Path], ready: Callable[[], bool]) -> None:
-    """Start `command`, SIGKILL it as soon as `ready`, and see everything that it had started end as well."""
+    """Start `command`, SIGKILL it as soon as `ready`, and see its ranks end as well."""
     process = start(folder, *command)
     limit = time.monotonic() + RUN_SECONDS
     while not ready():
         assert process.poll() is None, (folder / "output.log").read_text(errors="replace")[-4000:]
         assert time.monotonic() < limit
         time.sleep(0.02)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert family
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == 2
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert psutil.wait_procs(family, timeout=PATIENCE_SECONDS)[1] == []
+    assert psutil.wait_procs(ranks, timeout=PATIENCE_SECONDS)[1] == []
 
 
 def deterministic(run: RunFolder) -> list[dict[str, Any]]:
