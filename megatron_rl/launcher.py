@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.errors import InputError
-from megatron_rl.processes import die_with_parent
 from megatron_rl.run_folder import RunFolder
 
 # Libraries announce each missing optional kernel in every process; `doctor` tells it once.
 _QUIET = {"PYTHONWARNINGS": "ignore", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+# The first process of the ranks' group. When the launcher closes its end of the pipe, or dies, it kills the group:
+# the ranks and all that they and their libraries started.
+_KEEPER = ("sh", "-c", "read -r _; kill -s KILL 0")
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 
@@ -41,8 +43,9 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
     logs = RunFolder(Path(config.run_dir)).logs
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        keeper = subprocess.Popen(_KEEPER, stdin=subprocess.PIPE, process_group=0)
         ranks: list[subprocess.Popen[bytes]] = []
-        stack.callback(_end, ranks)
+        stack.callback(_end, ranks, keeper)
         port = _free_port()
         for rank in range(config.world_size):
             output = None if rank == 0 else stack.enter_context(open(logs / f"rank_{rank}.log", "wb"))
@@ -52,7 +55,7 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
                     env=_environment(rank, config.world_size, port),
                     stdout=output,
                     stderr=subprocess.STDOUT if output is not None else None,
-                    preexec_fn=die_with_parent,
+                    process_group=keeper.pid,
                 )
             )
         return _wait(ranks, logs)
@@ -82,18 +85,19 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
         time.sleep(_POLL_SECONDS)
 
 
-def _end(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """End the ranks that still run: politely, then for certain."""
+def _end(ranks: Sequence["subprocess.Popen[bytes]"], keeper: "subprocess.Popen[bytes]") -> None:
+    """End the ranks that still run: politely, then, with all that they left behind, for certain."""
     for rank in ranks:
         if rank.poll() is None:
             rank.send_signal(signal.SIGTERM)
     limit = time.monotonic() + _GRACE_SECONDS
-    for rank in ranks:
-        try:
+    with suppress(subprocess.TimeoutExpired):
+        for rank in ranks:
             rank.wait(max(0.0, limit - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            rank.kill()
-            rank.wait()
+    os.killpg(keeper.pid, signal.SIGKILL)
+    keeper.communicate()
+    for rank in ranks:
+        rank.wait()
 
 
 def _free_port() -> int:

@@ -12,9 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
-from ranks import started_job
+from ranks import run_job, started_job
 
+from megatron_rl.config.loader import load_config
+from megatron_rl.data.problems import load_problems
+from megatron_rl.data.prompts import encode_prompt
 from megatron_rl.run_folder import RunFolder
+from megatron_rl.stage import load_tokenizer
 
 pytestmark = pytest.mark.long
 
@@ -94,6 +98,24 @@ def test_the_export_is_the_trained_policy(demo: Path) -> None:
     assert summary["export"] == {"path": "runs/demo/code/hf", "greedy_prompts": 16, "greedy_matches": 16}
 
 
+def test_vllm_loads_the_export(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh vLLM, greedily, from the exported folder writes what the run's engine wrote with the last weights."""
+    monkeypatch.chdir(demo)
+    run = RunFolder(Path("runs/demo/code"))
+    config = load_config(run.config)
+    assert config.generation is not None
+    problems = load_problems(config.validation.data["code"])[:16]
+    samples = run.samples(f"validation_code_step_{config.max_num_steps}").read_text()
+    written = {record["id"]: record["response"] for record in map(json.loads, samples.splitlines())}
+    arguments = {
+        "model": str(run.hf.resolve()),
+        "prompts": [encode_prompt(load_tokenizer(run.hf), problem) for problem in problems],
+        "max_tokens": config.generation.max_new_tokens,
+    }
+    texts = run_job("generate_with_vllm.py", arguments, ranks=1, folder=tmp_path)
+    assert texts == [written[problem.id] for problem in problems]
+
+
 # Because of the policy gradient ------------------------------------------------------------------------------------
 
 
@@ -147,18 +169,18 @@ def short_pipeline(demo: Path, name: str) -> list[str | Path]:
 
 
 def kill_once(folder: Path, command: Sequence[str | Path], ready: Callable[[], bool]) -> None:
-    """Start `command`, SIGKILL it as soon as `ready`, and see its ranks end as well."""
+    """Start `command`, SIGKILL it as soon as `ready`, and see all that it started end as well."""
     process = start(folder, *command)
     limit = time.monotonic() + RUN_SECONDS
     while not ready():
         assert process.poll() is None, (folder / "output.log").read_text(errors="replace")[-4000:]
         assert time.monotonic() < limit
         time.sleep(0.02)
-    ranks = psutil.Process(process.pid).children()
-    assert len(ranks) == 2
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) > 2
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert psutil.wait_procs(ranks, timeout=PATIENCE_SECONDS)[1] == []
+    assert psutil.wait_procs(started, timeout=PATIENCE_SECONDS)[1] == []
 
 
 def deterministic(run: RunFolder) -> list[dict[str, Any]]:
