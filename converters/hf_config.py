@@ -10,11 +10,20 @@ from safetensors import SafetensorError, safe_open
 from converters.errors import ConversionError
 
 INDEX_NAME = "model.safetensors.index.json"
+MANIFEST = "manifest.json"
+"""Of a Megatron checkpoint, written last: a folder without it is not whole."""
+HF_FILES = "hf"
+"""Folder in a Megatron checkpoint with the model's config, generation config and tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes that layouts depend on."""
+    """The sizes that layouts depend on; the families' tables name them.
+
+    Attributes:
+        ffn_hidden_size: of one expert, in a mixture of experts.
+        num_experts: 0 in a dense model.
+    """
 
     num_layers: int
     hidden_size: int
@@ -25,6 +34,17 @@ class ModelShape:
     vocab_size: int
     padded_vocab_size: int
     tied: bool
+    num_experts: int = 0
+
+    @property
+    def query_size(self) -> int:
+        """Rows of the query projection."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Rows of the key projection, and of the value projection."""
+        return self.num_key_value_heads * self.head_dim
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -79,20 +99,29 @@ def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
     """Sizes from a parsed `config.json`; the vocabulary is padded to a multiple of `vocab_divisor`.
 
     Raises:
-        ConversionError: a size is missing.
+        ConversionError: a size is missing or not a positive number.
     """
-    try:
-        heads, hidden, vocab = (hf_config[k] for k in ("num_attention_heads", "hidden_size", "vocab_size"))
-        return ModelShape(
-            num_layers=hf_config["num_hidden_layers"],
-            hidden_size=hidden,
-            ffn_hidden_size=hf_config["intermediate_size"],
-            num_attention_heads=heads,
-            num_key_value_heads=hf_config.get("num_key_value_heads") or heads,
-            head_dim=hf_config.get("head_dim") or hidden // heads,
-            vocab_size=vocab,
-            padded_vocab_size=-(-vocab // vocab_divisor) * vocab_divisor,
-            tied=bool(hf_config.get("tie_word_embeddings", False)),
-        )
-    except KeyError as error:
-        raise ConversionError(f"config.json: {error.args[0]!r} is missing; restore the whole file") from error
+
+    def size(key: str, default: int | None = None) -> int:
+        value = hf_config.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise ConversionError(f"config.json: {key!r} is missing; restore the whole file")
+        if not isinstance(value, int) or value < 1:
+            raise ConversionError(f"config.json: {key}={value!r} is not a positive number; restore the file")
+        return value
+
+    heads, hidden, vocab = size("num_attention_heads"), size("hidden_size"), size("vocab_size")
+    num_experts = hf_config.get("num_experts") or 0
+    return ModelShape(
+        num_layers=size("num_hidden_layers"),
+        hidden_size=hidden,
+        ffn_hidden_size=size("moe_intermediate_size" if num_experts else "intermediate_size"),
+        num_attention_heads=heads,
+        num_key_value_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", hidden // heads),
+        vocab_size=vocab,
+        padded_vocab_size=-(-vocab // vocab_divisor) * vocab_divisor,
+        tied=bool(hf_config.get("tie_word_embeddings", False)),
+        num_experts=num_experts,
+    )

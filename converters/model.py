@@ -1,17 +1,27 @@
-"""A family's table joined with a Megatron model that tensor and pipeline parallelism have cut up."""
+"""A family's table joined with a live Megatron model, however parallelism has cut it up.
 
-from collections.abc import Iterator, Mapping, Sequence
+Where each parameter lies in the whole model is what Megatron's own sharded state says; nothing here knows of stages,
+layer specs or how a fused projection is cut.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import apply_factories
 from torch import Tensor
 
+from converters.blocks import Block, empty_parts, to_hf, to_megatron
 from converters.errors import ConversionError
-from converters.families.family import Entry, Family
+from converters.families.family import Family, Weight
 from converters.hf_config import ModelShape
-from converters.hf_folder import HFReader
+from converters.hf_folder import HFReader, check_names
+
+Place = tuple[str, int, int]  # key, layer, expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,142 +30,131 @@ class ModelGroups:
 
     tp: dist.ProcessGroup | None
     pp: dist.ProcessGroup | None
-
-    @property
-    def tp_rank(self) -> int:
-        return 0 if self.tp is None else dist.get_rank(self.tp)
-
-    @property
-    def tp_size(self) -> int:
-        return 1 if self.tp is None else dist.get_world_size(self.tp)
+    ep: dist.ProcessGroup | None = None
 
 
-def global_parameters(chunks: Sequence[torch.nn.Module]) -> dict[str, Tensor]:
-    """This rank's parameters by name, layers numbered over the whole model and not from 0 in every stage."""
-    parameters: dict[str, Tensor] = {}
+def local_blocks(chunks: Sequence[torch.nn.Module], family: Family, shape: ModelShape) -> list[tuple[Block, Tensor]]:
+    """This rank's blocks with their content, which is the parameters' own memory.
+
+    Raises:
+        ConversionError: the model and the table do not have the same weights.
+    """
+    table = {weight.key: weight for weight in family.table(shape)}
+    found: list[tuple[Block, Tensor]] = []
     for chunk in chunks:
-        offsets: dict[str, int] = {str(i): layer.layer_number - 1 for i, layer in enumerate(_layers(chunk))}
-        for name, parameter in chunk.named_parameters():
-            before, marker, rest = name.partition("decoder.layers.")
-            if marker:
-                local, _, tail = rest.partition(".")
-                name = f"{before}{marker}{offsets[local]}.{tail}"
-            parameters[name] = parameter
-    return parameters
+        state: Any = chunk.sharded_state_dict()  # type: ignore[operator]
+        apply_factories(state)
+        for tensor in nested_values(state):
+            if isinstance(tensor, ShardedTensor):
+                found.append((_block(tensor, table, family), tensor.data.detach()))
+    layered = {weight.key for weight in table.values() if weight.per_layer}
+    here = {block.weight.key for block, _ in found}
+    if here & layered and layered - here:
+        raise ConversionError(f"Megatron's model lacks {sorted(layered - here)} of the {family.model_type} table")
+    return found
 
 
-def _layers(chunk: Any) -> Any:
-    return chunk.decoder.layers
+def _block(tensor: ShardedTensor, table: dict[str, Weight], family: Family) -> Block:
+    weight = table.get(tensor.key)
+    if weight is None:
+        raise ConversionError(f"no line of the {family.model_type} table is for Megatron's parameter {tensor.key!r}")
+    axes = tensor.prepend_axis_num
+    layer, expert = (*tensor.global_offset[:axes], 0, 0)[:2]
+    row, column = (*tensor.global_offset[axes:], 0)[:2]
+    return Block(weight, layer, expert, row, column, tuple(tensor.local_shape))
 
 
-def load_hf(
-    reader: HFReader, chunks: Sequence[torch.nn.Module], family: Family, shape: ModelShape, groups: ModelGroups
-) -> None:
+def load_hf(reader: HFReader, chunks: Sequence[torch.nn.Module], family: Family, shape: ModelShape) -> None:
     """Fill this rank's part of a Megatron model from a Hugging Face folder.
 
     Raises:
-        ConversionError: a tensor is missing, extra or misshapen, or a parameter has no entry in the family's table.
+        ConversionError: a tensor is missing, extra or misshapen; model and table do not fit.
     """
-    parameters = global_parameters(chunks)
-    expected: set[str] = set()
-    for entry in family.entries(shape):
-        expected |= set(entry.hf)
-        name = _local_name(entry, parameters)
-        if name is None:
-            continue
-        whole = entry.op.join(_read_parts(reader, entry, shape), shape)
-        with torch.no_grad():
-            parameters.pop(name).copy_(entry.op.shard(whole, groups.tp_rank, groups.tp_size))
-    if shape.tied:
-        # The last stage holds a copy of the embedding under the output layer's name.
-        name = _local_name(family.output, parameters)
-        if name is not None:
-            (embedding,) = family.first
-            whole = embedding.op.join(_read_parts(reader, embedding, shape), shape)
-            with torch.no_grad():
-                parameters.pop(name).copy_(embedding.op.shard(whole, groups.tp_rank, groups.tp_size))
-    if parameters:
-        raise ConversionError(f"no entry of the {family.model_type} table fills {sorted(parameters)}")
-    extra = reader.names - expected - (set(family.output.hf) if shape.tied else set())
-    if extra:
-        raise ConversionError(
-            f"{reader.folder}: tensors that a {family.model_type} model does not have: {sorted(extra)[:5]}"
-        )
-
-
-def _read_parts(reader: HFReader, entry: Entry, shape: ModelShape) -> list[Tensor]:
-    parts = [reader[name] for name in entry.hf]
-    for name, part, wanted in zip(entry.hf, parts, entry.op.hf_shapes(shape), strict=True):
-        if tuple(part.shape) != wanted:
-            raise ConversionError(
-                f"{reader.folder}: {name} has shape {tuple(part.shape)}, config.json implies {wanted}; "
-                "weights and config do not belong together"
-            )
-    return parts
-
-
-def _local_name(entry: Entry, parameters: Mapping[str, Tensor]) -> str | None:
-    return next((name for name in entry.megatron if name in parameters), None)
+    check_names(reader, family, shape)
+    with torch.no_grad():
+        for block, data in local_blocks(chunks, family, shape):
+            parts = [reader[name] for name in block.weight.hf_names(block.layer, block.expert)]
+            to_megatron(block, data, parts, shape)
 
 
 class HFExport:
     """Streams a sharded Megatron model as Hugging Face tensors, whole and in one order on every rank.
 
-    Every rank of the model must iterate in step: each tensor is gathered over TP and broadcast over PP.
+    Every rank of the model must iterate in step: each weight is gathered over TP and broadcast over PP (and EP).
     """
 
     def __init__(
         self, chunks: Sequence[torch.nn.Module], family: Family, shape: ModelShape, groups: ModelGroups
     ) -> None:
-        self._shape, self._groups = shape, groups
-        self._entries = list(family.entries(shape))
-        self._parameters = global_parameters(chunks)
-        self._owners = self._find_owners()
+        self._family, self._shape, self._groups = family, shape, groups
+        self._local: dict[Place, list[tuple[Block, Tensor]]] = {}
+        for block, data in local_blocks(chunks, family, shape):
+            self._local.setdefault(_place(block), []).append((block, data))
+        self._blocks = {place: [block for block, _ in held] for place, held in self._local.items()}
+        # Of every tensor-parallel rank: its blocks of each place. Ranks of one group hold the same places.
+        self._cuts = _gather_objects(self._blocks, groups.tp)
+        self._like = next(iter(self._local.values()))[0][1]
+        spread = (group for group in (groups.pp, groups.ep) if group is not None and dist.get_world_size(group) > 1)
+        self._owners = self._find_owners(spread)
 
-    def metadata(self, dtype: torch.dtype) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Name, dtype and shape of every tensor, in order, without moving any."""
-        return [
-            (name, dtype, wanted)
-            for entry in self._entries
-            for name, wanted in zip(entry.hf, entry.op.hf_shapes(self._shape), strict=True)
-        ]
+    def plan(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of every tensor by name, in order."""
+        return {name: (self._like.dtype, size) for name, size in self._family.hf_tensors(self._shape).items()}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for entry, owner in zip(self._entries, self._owners, strict=True):
-            yield from zip(entry.hf, self._whole(entry, owner), strict=True)
+        for weight, layer, expert in self._family.walk(self._shape):
+            yield from zip(weight.hf_names(layer, expert), self._whole(weight, layer, expert), strict=True)
 
-    def _find_owners(self) -> list[int]:
-        """For each entry the pipeline rank that holds it."""
-        held = [_local_name(entry, self._parameters) is not None for entry in self._entries]
-        everyone = [held]
-        if self._groups.pp is not None:
-            everyone = [[]] * dist.get_world_size(self._groups.pp)
-            dist.all_gather_object(everyone, held, group=self._groups.pp)
-        return [next(rank for rank, holds in enumerate(everyone) if holds[i]) for i in range(len(held))]
+    def _find_owners(self, groups: Iterable[dist.ProcessGroup]) -> list[tuple[dist.ProcessGroup, dict[Place, int]]]:
+        """For each group over which the model is spread: a rank for every place that not all of its ranks hold."""
+        owners = []
+        held = set(self._local)
+        for group in groups:
+            everyone = _gather_objects(held, group)
+            held = set().union(*everyone)
+            partly = held - set.intersection(*everyone)
+            owner = {place: next(i for i, part in enumerate(everyone) if place in part) for place in partly}
+            owners.append((group, owner))
+        missing = {(weight.key, layer, expert) for weight, layer, expert in self._family.walk(self._shape)} - held
+        if missing:
+            raise ConversionError(f"no rank holds {sorted(missing)[:3]} of the {self._family.model_type} table")
+        return owners
 
-    def _whole(self, entry: Entry, owner: int) -> list[Tensor]:
-        shape, pp = self._shape, self._groups.pp
-        is_owner = pp is None or dist.get_rank(pp) == owner
-        parts: list[Tensor] = []
-        if is_owner:
-            name = _local_name(entry, self._parameters)
-            assert name is not None
-            parts = entry.op.split(entry.op.unshard(self._gather(self._parameters[name].detach()), shape), shape)
-        if pp is None or dist.get_world_size(pp) == 1:
-            return parts
-        if not is_owner:
-            like = next(iter(self._parameters.values()))
-            parts = [like.new_empty(wanted) for wanted in entry.op.hf_shapes(shape)]
-        received = []
-        for part in parts:
-            part = part.contiguous()
-            dist.broadcast(part, src=dist.get_global_rank(pp, owner), group=pp)
-            received.append(part)
-        return received
+    def _whole(self, weight: Weight, layer: int, expert: int) -> list[Tensor]:
+        place = (weight.key, layer, expert)
+        parts = empty_parts(weight, self._shape, self._like)
+        if place in self._local:
+            for block, data in self._gather(place):
+                to_hf(block, data, parts, self._shape)
+        for group, owners in self._owners:
+            if place in owners:
+                for part in parts:
+                    dist.broadcast(part, src=dist.get_global_rank(group, owners[place]), group=group)
+        return parts
 
-    def _gather(self, local: Tensor) -> list[Tensor]:
-        if self._groups.tp_size == 1:
-            return [local]
-        shards = [torch.empty_like(local) for _ in range(self._groups.tp_size)]
-        dist.all_gather(shards, local.contiguous(), group=self._groups.tp)
-        return shards
+    def _gather(self, place: Place) -> Iterator[tuple[Block, Tensor]]:
+        """The blocks of all tensor-parallel ranks with their content."""
+        held = self._local[place]
+        cuts = [blocks[place] for blocks in self._cuts]
+        if len(cuts) == 1 or cuts[0] == cuts[1]:
+            yield from held
+            return
+        mine = torch.cat([data.flatten() for _, data in held])
+        everyone = [torch.empty_like(mine) for _ in cuts]
+        dist.all_gather(everyone, mine, group=self._groups.tp)
+        for blocks, flat in zip(cuts, everyone, strict=True):
+            sizes = [torch.Size(block.size) for block in blocks]
+            for block, data, size in zip(blocks, flat.split([s.numel() for s in sizes]), sizes, strict=True):
+                yield block, data.view(size)
+
+
+def _place(block: Block) -> Place:
+    return block.weight.key, block.layer, block.expert
+
+
+def _gather_objects(mine: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    if group is None:
+        return [mine]
+    everyone = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    return everyone

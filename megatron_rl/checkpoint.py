@@ -13,10 +13,12 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
+from converters.hf_config import HF_FILES, MANIFEST
+from converters.hf_folder import copy_other_files
 from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.policy import Policy
-from megatron_rl.run_folder import MANIFEST, RunFolder, write_json
+from megatron_rl.run_folder import RunFolder, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,20 @@ class Manifest:
     layout: dict[str, int]
 
 
-def save_checkpoint(run: RunFolder, policy: Policy, parallel: Parallel, step: int, seed: int, keep_last: int) -> None:
-    """Write `checkpoints/step_N` and drop all but the newest `keep_last`; called by all ranks together."""
+def save_checkpoint(
+    run: RunFolder,
+    policy: Policy,
+    parallel: Parallel,
+    step: int,
+    seed: int,
+    keep_last: int,
+    model: Path,
+    card: str = "",
+) -> None:
+    """Write `checkpoints/step_N` and drop all but the newest `keep_last`; called by all ranks together.
+
+    With it go config and tokenizer of the folder `model`, and `card` as README.md: it can be converted by itself.
+    """
     final = run.checkpoint(step)
     temporary = final.with_name(f".{final.name}.tmp")
     if parallel.is_main:
@@ -45,6 +59,9 @@ def save_checkpoint(run: RunFolder, policy: Policy, parallel: Parallel, step: in
     dist_checkpointing.save(policy.sharded_state(with_optimizer=True), str(temporary))
     dist.barrier()
     if parallel.is_main:
+        (temporary / HF_FILES).mkdir()
+        copy_other_files(model, temporary / HF_FILES)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         manifest = Manifest(step, seed, {"tp": parallel.tp, "pp": parallel.pp, "dp": parallel.dp})
         write_json(temporary / MANIFEST, asdict(manifest))
         shutil.rmtree(final, ignore_errors=True)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from converters.errors import ConversionError
+from megatron_rl.cli_convert import app as convert_app
 from megatron_rl.errors import InputError, RunStopped
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ verify_app = typer.Typer(help="Judge responses in a JSONL file.", no_args_is_hel
 data_app = typer.Typer(help="Make datasets.", no_args_is_help=True)
 app.add_typer(verify_app, name="verify")
 app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
 
 Recipe = Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, for example grpo.max_num_steps=5.")]

@@ -1,30 +1,58 @@
-"""The trained policy as a Hugging Face folder, and the proof that it is the trained policy."""
+"""The trained policy as a Hugging Face folder, made beside the training, and the proof that it is the policy."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
-from converters.hf_folder import write_folder
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.data.problems import load_problems
-from megatron_rl.data.prompts import encode_prompt
+from megatron_rl.data.prompts import encode_prompt, load_tokenizer
+from megatron_rl.errors import RunStopped
 from megatron_rl.run_folder import RunFolder
-from megatron_rl.stage import Stage, load_tokenizer
 
 _CHECKED_PROMPTS = 16
+_DEADLINE_SECONDS = 3 * 3600.0
 
 
-def export_hf(stage: Stage) -> None:
-    """Write `RUN/hf`: safetensors, config, tokenizer, generation config; called by all ranks together.
+class BackgroundExport:
+    """Converts checkpoints in a process of their own, one after another; owned by the main rank."""
 
-    Every rank takes part in gathering; the main one writes.
-    """
-    stage.show("exporting")
-    tensors = stage.policy.export()
-    if not stage.parallel.is_main:
-        for _ in tensors:
-            pass
-        return
-    write_folder(stage.run.hf, tensors, like=stage.folder)
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = run.logs / "export.log"
+        self.step = 0
+        """The newest step that was given to it."""
+
+    def start(self, step: int, destination: Path) -> None:
+        """Convert the checkpoint of `step` to the Hugging Face folder `destination`."""
+        self.wait()
+        self.step = step
+        self._run.logs.mkdir(parents=True, exist_ok=True)
+        command = ["convert", "megatron-to-hf", str(self._run.checkpoint(step)), str(destination), "--overwrite"]
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "megatron_rl", *command], stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def wait(self) -> None:
+        """Until the conversion under way, if there is one, is done.
+
+        Raises:
+            RunStopped: it failed, or takes longer than three hours.
+        """
+        if self._process is None:
+            return
+        try:
+            status = self._process.wait(_DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self._process = None
+        if status != 0:
+            raise RunStopped(f"the export to Hugging Face ended with status {status}; see {self._log}")
 
 
 def check_export(run: RunFolder, config: TrainConfig) -> dict[str, Any]:

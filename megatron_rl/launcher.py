@@ -46,7 +46,7 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
         keeper = subprocess.Popen(_KEEPER, stdin=subprocess.PIPE, process_group=0)
         ranks: list[subprocess.Popen[bytes]] = []
         stack.callback(_end, ranks, keeper)
-        port = _free_port()
+        port = free_port()
         for rank in range(config.world_size):
             output = None if rank == 0 else stack.enter_context(open(logs / f"rank_{rank}.log", "wb"))
             ranks.append(
@@ -100,7 +100,8 @@ def _end(ranks: Sequence["subprocess.Popen[bytes]"], keeper: "subprocess.Popen[b
         rank.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -78,9 +78,10 @@ class Progress:
 
     def _measure(self, step: int) -> None:
         steps = step - self._last_step
-        if steps <= 0:  # a validation before the first step, or between steps
-            return
         now = time.monotonic()
+        if steps <= 0:  # a validation before the first step, or between steps
+            self._last_time = now
+            return
         seconds = (now - self._last_time) / steps
         old = self._step_seconds
         self._step_seconds = seconds if old is None else old + _SMOOTHING * (seconds - old)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converters.hf_config import MANIFEST
 from megatron_rl.errors import InputError
 
-MANIFEST = "manifest.json"
 CHECKPOINT_PREFIX = "step_"
 
 

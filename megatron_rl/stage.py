@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from megatron_rl.checkpoint import load_weights, resume
 from megatron_rl.config.loader import save_config
 from megatron_rl.config.schema import Algorithm, DataConfig, TrainConfig
 from megatron_rl.data.problems import Problem, batch_indices, load_problems
-from megatron_rl.data.prompts import check_example_lengths, check_prompt_lengths, encode_prompt, encode_response
+from megatron_rl.data.prompts import (
+    check_example_lengths,
+    check_prompt_lengths,
+    encode_prompt,
+    encode_response,
+    load_tokenizer,
+)
 from megatron_rl.data.scratch import make_model_folder
-from megatron_rl.errors import InputError
 from megatron_rl.experience import ExperienceMaker
+from megatron_rl.export import BackgroundExport
 from megatron_rl.logger import MetricsLogger
 from megatron_rl.parallel import Parallel, setup_parallel
 from megatron_rl.policy.model import Architecture
@@ -46,7 +52,7 @@ class Stage:
     Attributes:
         responses: SFT only: token ids of every training problem's response.
         rollout, experience: None where the stage never generates.
-        logger, progress: None on all ranks but the main one.
+        logger, exporter, progress: None on all ranks but the main one; the second also where nothing is exported.
         start_step: optimizer steps made before this start.
         timings: seconds of the current step by phase.
     """
@@ -63,6 +69,7 @@ class Stage:
     rollout: Rollout | None
     experience: ExperienceMaker | None
     logger: MetricsLogger | None
+    exporter: BackgroundExport | None
     progress: Progress | None
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -111,11 +118,12 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             stack.callback(rollout.close)
             experience = ExperienceMaker(rollout, config.verifier)
             stack.callback(experience.close)
-        logger = progress = None
+        logger = exporter = progress = None
         if parallel.is_main:
             run.path.mkdir(parents=True, exist_ok=True)
             save_config(config, run.config)
             logger = stack.enter_context(MetricsLogger(config, run.path, start_step))
+            exporter = BackgroundExport(run) if config.checkpointing.export_hf else None
             progress = stack.enter_context(Progress(config.name, config.max_num_steps, start_step))
         yield Stage(
             config=config,
@@ -130,6 +138,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             rollout=rollout,
             experience=experience,
             logger=logger,
+            exporter=exporter,
             progress=progress,
         )
 
@@ -144,14 +153,6 @@ def _model_folder(config: TrainConfig, run: RunFolder, parallel: Parallel) -> Pa
             make_model_folder(config.policy.from_scratch, run.model, config.seed)
     dist.barrier()
     return run.model
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a model folder; InputError if it has none."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InputError(f"{folder}: its tokenizer is a {type(tokenizer).__name__}; a tokenizer.json is needed")
-    return tokenizer
 
 
 def _training_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[PromptSet, list[list[int]]]:

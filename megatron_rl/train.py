@@ -9,11 +9,12 @@ run logged beyond its last checkpoint is dropped and done again, with the same r
 
 import time
 
+from converters.hf_config import HF_FILES
 from megatron_rl.algorithms.losses import sft_loss
 from megatron_rl.checkpoint import save_checkpoint
 from megatron_rl.config.schema import Algorithm, TrainConfig
-from megatron_rl.export import export_hf
 from megatron_rl.grpo import grpo_step
+from megatron_rl.model_card import model_card
 from megatron_rl.policy.batch import TrainSequence
 from megatron_rl.stage import Stage, open_stage
 from megatron_rl.summary import write_stage_summary
@@ -37,8 +38,11 @@ def train(config: TrainConfig) -> None:
             stage.timings.clear()
         for step in range(stage.start_step, config.max_num_steps):
             finish_step(stage, step + 1, run_step(stage, step))
-        if config.checkpointing.export_hf:
-            export_hf(stage)
+        if stage.exporter is not None:
+            if stage.exporter.step != config.max_num_steps:  # an earlier start had made the last step
+                stage.exporter.start(config.max_num_steps, stage.run.hf)
+            stage.show("exporting")
+            stage.exporter.wait()
         if stage.parallel.is_main:
             write_stage_summary(stage, time.monotonic() - begin)
 
@@ -74,10 +78,22 @@ def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
     metrics |= _timings(stage, metrics.pop("performance/tokens"))
     report_step(stage, step, metrics)
     if saves:
-        stage.show("saving")
         begin = time.monotonic()
-        save_checkpoint(stage.run, stage.policy, stage.parallel, step, config.seed, config.checkpointing.keep_last)
+        save(stage, step)
         stage.timings["checkpoint"] = time.monotonic() - begin  # shown in the next step's line
+
+
+def save(stage: Stage, step: int) -> None:
+    """Write the checkpoint of `step`, and have it exported if the run is."""
+    config, run = stage.config, stage.run
+    stage.show("saving")
+    if stage.exporter is not None:
+        stage.exporter.wait()  # it reads a checkpoint that may be removed now
+    card = model_card(config, run, step) if stage.parallel.is_main else ""
+    keep = config.checkpointing.keep_last
+    save_checkpoint(run, stage.policy, stage.parallel, step, config.seed, keep, stage.folder, card)
+    if stage.exporter is not None:
+        stage.exporter.start(step, run.hf if step == config.max_num_steps else run.checkpoint(step) / HF_FILES)
 
 
 def report_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:

@@ -16,9 +16,8 @@ from ranks import run_job, started_job
 
 from megatron_rl.config.loader import load_config
 from megatron_rl.data.problems import load_problems
-from megatron_rl.data.prompts import encode_prompt
+from megatron_rl.data.prompts import encode_prompt, load_tokenizer
 from megatron_rl.run_folder import RunFolder
-from megatron_rl.stage import load_tokenizer
 
 pytestmark = pytest.mark.long
 

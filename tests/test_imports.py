@@ -41,7 +41,10 @@ def loaded_by(module: str) -> set[str]:
         ("converters.hf_config", HEAVY | {"megatron_rl"}),
         ("converters.families", HEAVY - {"torch"} | {"megatron_rl"}),
         ("converters.hf_folder", HEAVY - {"torch"} | {"megatron_rl"}),
-        ("converters.model", HEAVY - {"torch"} | {"megatron_rl"}),
+        # torch.distributed.checkpoint brings sympy.
+        ("converters.convert", HEAVY - {"torch", "sympy"} | {"megatron_rl"}),
+        ("converters.compare", HEAVY - {"torch", "sympy"} | {"megatron_rl"}),
+        ("converters.model", HEAVY - {"torch", "sympy", "megatron"} | {"megatron_rl"}),
         ("verifiers", HEAVY - {"sympy"} | {"megatron_rl", "converters"}),
         ("verifiers.pool", HEAVY - {"sympy"} | {"megatron_rl", "converters"}),
         ("verifiers.jsonl", HEAVY - {"sympy"} | {"megatron_rl", "converters"}),

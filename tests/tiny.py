@@ -2,6 +2,7 @@
 
 import json
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,42 @@ HF_CONFIG: dict[str, Any] = {
 }
 
 
+# What each family's config.json has in place of, or besides, `HF_CONFIG`.
+FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_sliding_window": None,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "head_dim": 48},
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "attention_bias": False,
+        "head_dim": 48,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+}
+
+
+def family_config(model_type: str, **changes: Any) -> dict[str, Any]:
+    """A tiny `config.json` of a family, with changes."""
+    return hf_config(**{"model_type": model_type} | FAMILY_CONFIGS[model_type] | changes)
+
+
 def hf_config(**changes: Any) -> dict[str, Any]:
     """`HF_CONFIG` with changes; None takes a key away."""
     return {key: value for key, value in (HF_CONFIG | changes).items() if value is not None}
@@ -47,7 +84,7 @@ def shape_of(vocab_divisor: int = 1, **changes: Any) -> ModelShape:
     return model_shape(hf_config(**changes), vocab_divisor)
 
 
-def make_model_folder(folder: Path, tied: bool) -> None:
+def make_model_folder(folder: Path, tied: bool, model_type: str = "qwen2", **changes: Any) -> None:
     """A Hugging Face folder with config, tokenizer and fp32 weights; the same bytes wherever it is made.
 
     Norms and biases are random too: at their usual first values (1 and 0) a mix-up of them would not be seen.
@@ -56,7 +93,7 @@ def make_model_folder(folder: Path, tied: bool) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     folder.mkdir(parents=True)
-    config = hf_config(tie_word_embeddings=tied)
+    config = family_config(model_type, tie_word_embeddings=tied, **changes)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "pad_token_id": 0}))
     # One token per byte, then names for the ids up to the size of the vocabulary.
@@ -73,15 +110,13 @@ def make_model_folder(folder: Path, tied: bool) -> None:
 
 
 def _random_weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    from converters.families.qwen2 import QWEN2
+    from converters.families import family_of
 
-    noise = np.random.default_rng(7)
-    shape = model_shape(config, 1)
     weights = {}
-    for entry in QWEN2.entries(shape):
-        for name, size in zip(entry.hf, entry.op.hf_shapes(shape), strict=True):
-            middle = 1.0 if "norm" in name else 0.0
-            weights[name] = (middle + 0.08 * noise.standard_normal(size)).astype(np.float32)
+    for name, size in family_of(config).hf_tensors(model_shape(config, 1)).items():
+        noise = np.random.default_rng(zlib.crc32(name.encode()))
+        middle = 1.0 if "norm" in name else 0.0
+        weights[name] = (middle + 0.08 * noise.standard_normal(size)).astype(np.float32)
     return weights
 
 

@@ -4,9 +4,12 @@ from typing import Any
 
 from converters.errors import ConversionError
 from converters.families.family import Family
+from converters.families.llama import LLAMA
 from converters.families.qwen2 import QWEN2
+from converters.families.qwen3 import QWEN3
+from converters.families.qwen3_moe import QWEN3_MOE
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2,)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, QWEN2, QWEN3, QWEN3_MOE)}
 
 
 def family_of(hf_config: dict[str, Any]) -> Family:

@@ -172,7 +172,8 @@ class CheckpointingConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = 2
     export_hf: bool = False
-    """Write a Hugging Face folder (`RUN/hf`) at the end."""
+    """Convert every checkpoint to a Hugging Face folder, in the background: the last to `RUN/hf`, others to their
+    own `hf/`."""
 
 
 @dataclass(frozen=True, kw_only=True)

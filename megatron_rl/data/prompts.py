@@ -5,6 +5,7 @@ rendered: the templates of some models strip the reasoning from assistant turns.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_rl.config.schema import Domain
@@ -19,6 +20,16 @@ MATH_INSTRUCTION = "Please reason step by step, and put your final answer within
 CODE_FORMAT = "Please place the solution code in the following format:\n```python\n# Your solution code here\n```"
 CODE_INSTRUCTION = f"Write Python code to solve the problem. {CODE_FORMAT}"
 STARTER_INSTRUCTION = "Solve the problem starting with the provided function header.\n\nFunction header:\n"
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a model folder; InputError if it has none."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"{folder}: its tokenizer is a {type(tokenizer).__name__}; a tokenizer.json is needed")
+    return tokenizer
 
 
 def user_message(problem: Problem) -> str:

@@ -10,9 +10,11 @@ from megatron_rl.data.tiny_code import CodeProblem, all_code_problems
 from megatron_rl.data.tiny_math import MathProblem, draw_math
 from megatron_rl.run_folder import write_text
 
-MATH_TRAIN, CODE_SFT, HELD_OUT = 4000, 160, 200
-CAREFUL_FRACTION = 0.45
+MATH_TRAIN, CODE_SFT, HELD_OUT = 4000, 400, 200
+CAREFUL_FRACTION = 0.35
 """Of the math responses to imitate; the rest guess at once. RL finds out which of the two ways pays."""
+PROGRAM_FRACTION = 0.35
+"""Of the code responses to imitate; the rest name a formula and write no program."""
 
 
 def write_tiny_world(folder: Path, seed: int) -> None:
@@ -24,7 +26,10 @@ def write_tiny_world(folder: Path, seed: int) -> None:
     math_train, math_held_out = _math_split(rng)
     code_train, code_held_out = _code_split(rng)
     sft = [_math_row(f"sft-math-{i}", problem, rng.random() < CAREFUL_FRACTION) for i, problem in enumerate(math_train)]
-    sft += [_code_row(f"sft-code-{i}", problem, rng, True) for i, problem in enumerate(code_train[:CODE_SFT])]
+    sft += [
+        _code_row(f"sft-code-{i}", problem, rng, rng.random() < PROGRAM_FRACTION)
+        for i, problem in enumerate(code_train[:CODE_SFT])
+    ]
     rng.shuffle(sft)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
@@ -60,11 +65,13 @@ def _math_row(identifier: str, problem: MathProblem, careful: bool | None = None
     return row if careful is None else row | {"response": problem.response(careful)}
 
 
-def _code_row(identifier: str, problem: CodeProblem, rng: random.Random, with_response: bool = False) -> dict[str, Any]:
+def _code_row(
+    identifier: str, problem: CodeProblem, rng: random.Random, as_program: bool | None = None
+) -> dict[str, Any]:
     row: dict[str, Any] = {"id": identifier, "domain": "code", "prompt": problem.question, "tests": problem.tests(rng)}
     if problem.is_function:
         row |= {"fn_name": "f", "starter_code": problem.starter_code}
-    return row | {"response": problem.response} if with_response else row
+    return row if as_program is None else row | {"response": problem.response(as_program)}
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

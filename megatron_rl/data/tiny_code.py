@@ -80,13 +80,13 @@ class CodeProblem:
         """The function's header, for a problem that is called."""
         return f"def f({', '.join(self.names.split())}):" if self.is_function else None
 
-    @property
-    def response(self) -> str:
-        """A right response: the expression, then the program."""
+    def response(self, as_program: bool) -> str:
+        """A response that works out the right expression, then answers with a program or, as in math, with a box."""
         result = self.operation.expression
         compound = result[-1] != ")" and self.step == "*"
         result = f"({result}) * {self.constant}" if compound else f"{result} {self.step} {self.constant}"
-        return f"<think>\n{result}\n</think>\n\n```python\n{self._program(result)}\n```"
+        answer = f"```python\n{self._program(result)}\n```" if as_program else f"\\boxed{{{result}}}"
+        return f"<think>\n{result}\n</think>\n\n{answer}"
 
     def _program(self, result: str) -> str:
         if self.is_function:

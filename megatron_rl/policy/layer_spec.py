@@ -15,14 +15,23 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 
-def layer_spec(transformer_engine: bool, num_local_layers: int) -> ModuleSpec | TransformerBlockSubmodules:
+def layer_spec(
+    config: TransformerConfig, transformer_engine: bool, num_local_layers: int
+) -> ModuleSpec | TransformerBlockSubmodules:
     """The spec of one pipeline stage's decoder block."""
+    experts, qk_norm = config.num_moe_experts, config.qk_layernorm
     if transformer_engine:
-        return get_gpt_layer_with_transformer_engine_spec()
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        return get_gpt_layer_with_transformer_engine_spec(experts, config.moe_grouped_gemm, qk_layernorm=qk_norm)
+    layer = get_gpt_layer_local_spec(experts, qk_layernorm=qk_norm, normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = PackedAttention
+    if qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if experts:
+        # Experts cannot take their norm in, so Transformer Engine's spec keeps it, and its key, by itself.
+        del layer.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     return TransformerBlockSubmodules(layer_specs=[layer] * num_local_layers, layer_norm=RMSNorm)
 
 

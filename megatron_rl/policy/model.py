@@ -24,6 +24,8 @@ from megatron_rl.parallel import Parallel
 from megatron_rl.policy.layer_spec import layer_spec
 from megatron_rl.policy.log_probs import token_log_probs, vocabulary_part
 
+_EXTRA_STATE = "_extra_state"
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -42,17 +44,39 @@ class Architecture:
 
 
 class PolicyModel(GPTModel):
-    """GPTModel that answers, for packed tokens and their labels, with ([T] log-probs, [T] entropy) in float32."""
+    """GPTModel that answers, for packed tokens and their labels, with ([T] log-probs, [T] entropy) in float32.
+
+    Without labels it answers with this tensor-parallel rank's part of the logits, [T, 1, V / TP].
+    """
 
     def __init__(self, *args: Any, shape: ModelShape, temperature: float, chunk_tokens: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.temperature, self.chunk_tokens = temperature, chunk_tokens
+        self.vocabulary = shape.vocab_size
         tp_group = parallel_state.get_tensor_model_parallel_group()
         self.part = vocabulary_part(shape.vocab_size, shape.padded_vocab_size, tp_group)
 
-    def _postprocess(self, hidden_states: Tensor, labels: Tensor, **_: Any) -> Tensor | tuple[Tensor, Tensor]:
+    def sharded_weights(self, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The sharded state of the weights alone.
+
+        What linear layers keep besides is for FP8's delayed scaling, which is not used; converted checkpoints lack it.
+        """
+        state: dict[str, Any] = self.sharded_state_dict(metadata=metadata)
+        return {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Take over a state that was loaded through `sharded_weights`."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        lost = [key for key in missing if not key.endswith(_EXTRA_STATE)]
+        assert not [*lost, *unexpected], f"the checkpoint lacks {lost} and has {unexpected}"
+
+    def _postprocess(self, hidden_states: Tensor, labels: Tensor | None, **_: Any) -> Tensor | tuple[Tensor, Tensor]:
         if not self.post_process:
             return hidden_states
+        if labels is None:
+            tied_weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+            logits: Tensor = self.output_layer(hidden_states, weight=tied_weight)[0]
+            return logits
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states)
         else:
@@ -73,7 +97,7 @@ def build_model(
     stage_layers = get_num_layers_to_build(transformer_config)
     model = PolicyModel(
         config=transformer_config,
-        transformer_layer_spec=layer_spec(parallel.device.transformer_engine, stage_layers),
+        transformer_layer_spec=layer_spec(transformer_config, parallel.device.transformer_engine, stage_layers),
         vocab_size=architecture.shape.padded_vocab_size,
         max_sequence_length=megatron.max_position_embeddings,
         pre_process=parallel.pp_rank == 0,
@@ -81,6 +105,8 @@ def build_model(
         share_embeddings_and_output_weights=architecture.shape.tied,
         position_embedding_type="rope",
         rotary_base=megatron.rotary_base,
+        rope_scaling=megatron.rope_scaling_factor is not None,
+        rope_scaling_factor=megatron.rope_scaling_factor or 1.0,
         shape=architecture.shape,
         temperature=temperature,
         chunk_tokens=config.logprob_chunk_tokens,

@@ -49,7 +49,7 @@ class Policy:
 
     def load_hf(self, folder: Path) -> None:
         """Start from the weights of a Hugging Face folder; ValueError as `converters.model.load_hf`."""
-        load_hf(HFReader(folder), [self.model], self.architecture.family, self.architecture.shape, model_groups())
+        load_hf(HFReader(folder), [self.model], self.architecture.family, self.architecture.shape)
         self.optimizer.reload_model_params()
 
     def export(self) -> HFExport:
@@ -101,7 +101,7 @@ class Policy:
 
     def sharded_state(self, with_optimizer: bool, is_loading: bool = False) -> dict[str, Any]:
         """State for `megatron.core.dist_checkpointing`, reshardable over TP, PP and DP."""
-        state: dict[str, Any] = {"model": self.model.sharded_state_dict(metadata=_CHECKPOINT_METADATA)}
+        state: dict[str, Any] = {"model": self.model.sharded_weights(_CHECKPOINT_METADATA)}
         if with_optimizer:
             if is_loading:
                 # Megatron describes what it is about to load by the state it has; a new optimizer has none yet.
@@ -116,7 +116,7 @@ class Policy:
 
         Without an optimizer in the state its main weights are refreshed from the model's.
         """
-        self.model.load_state_dict(state["model"])
+        self.model.load_weights(state["model"])
         if "optimizer" in state:
             _load_optimizer(self.optimizer, state["optimizer"])
         else:

@@ -49,7 +49,7 @@ class Rollout:
         self._round = 0
         if self.leads:
             self._start(folder, precision, max_model_len, parallel.rank // stride)
-        self._connect(precision)
+        self._connect()
 
     def sync(self, version: int) -> None:
         """Give every engine the policy's current weights; samples from now on carry `version`."""
@@ -121,13 +121,13 @@ class Rollout:
             folder, self._config, precision, self._parallel.device, max_model_len, index, self.num_engines
         )
 
-    def _connect(self, precision: Precision) -> None:
+    def _connect(self) -> None:
         self._sender = None
         if self.leads or self._parallel.device.weight_transfer == "ipc":
             from megatron_rl.rollout.weight_sync import connect
 
             bucket_bytes = self._config.sync_bucket_mib << 20
-            self._sender = connect(self._engine, self._export, precision, self._parallel, bucket_bytes)
+            self._sender = connect(self._engine, self._export, self._parallel, bucket_bytes)
 
 
 def _requests(prompt: int, tokens: Sequence[int], samples: int, seed: str) -> list[SampleRequest]:

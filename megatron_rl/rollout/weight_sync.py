@@ -9,7 +9,6 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
 from converters.model import HFExport
-from megatron_rl.config.schema import Precision
 from megatron_rl.parallel import Parallel
 from megatron_rl.rollout.shm_transfer import ShmTrainerInitInfo
 from megatron_rl.rollout.vllm_plugin import register
@@ -18,19 +17,17 @@ from megatron_rl.rollout.vllm_plugin import register
 class PolicySource(WeightSource):
     """Hugging Face tensors gathered from the Megatron ranks, anew in every iteration."""
 
-    def __init__(self, export: HFExport, dtype: torch.dtype) -> None:
-        self._export, self._dtype = export, dtype
+    def __init__(self, export: HFExport) -> None:
+        self._export = export
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(*entry) for entry in self._export.metadata(self._dtype)]
+        return [ParamMeta(name, dtype, shape) for name, (dtype, shape) in self._export.plan().items()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         return iter(self._export)
 
 
-def connect(
-    engine: Any, export: HFExport, precision: Precision, parallel: Parallel, bucket_bytes: int
-) -> TrainerWeightTransferEngine:
+def connect(engine: Any, export: HFExport, parallel: Parallel, bucket_bytes: int) -> TrainerWeightTransferEngine:
     """The sender to `engine`; a rank without one (None) only takes part in gathering."""
     register()
     rank = 0 if engine is not None else 1  # vLLM's convention: rank 0 of a transfer sends
@@ -39,5 +36,4 @@ def connect(
         info = ShmTrainerInitInfo(bucket_bytes=bucket_bytes, rank=rank)
     else:
         info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
-    dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
-    return WeightTransferTrainerFactory.trainer_init(info, client=engine, source=PolicySource(export, dtype))
+    return WeightTransferTrainerFactory.trainer_init(info, client=engine, source=PolicySource(export))

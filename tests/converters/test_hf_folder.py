@@ -1,22 +1,15 @@
 """Hugging Face folders: what is refused, and that what is written is complete and loads in transformers."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from converters.hf_config import INDEX_NAME, read_config, weight_files
-from converters.hf_folder import HFReader, write_folder
-
-
-def all_tensors(folder: Path) -> dict[str, Tensor]:
-    reader = HFReader(folder)
-    return {name: reader[name] for name in sorted(reader.names)}
+from converters.hf_folder import HFReader, HFWriter, copy_other_files
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
@@ -67,68 +60,42 @@ def test_a_tensor_that_the_folder_lacks_is_named(model_folders: dict[str, Path])
         HFReader(model_folders["tied"])["lm_head.weight"]
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied"])
-@pytest.mark.parametrize("shard_bytes", [10**9, 150_000, 1])
-def test_written_folders_reload_bit_for_bit(
-    model_folders: dict[str, Path], tmp_path: Path, kind: str, shard_bytes: int
-) -> None:
-    source, written = model_folders[kind], tmp_path / "out"
-    tensors = all_tensors(source)
-    write_folder(written, tensors.items(), like=source, shard_bytes=shard_bytes)
-    again = all_tensors(written)
-    assert again.keys() == tensors.keys()
+def test_tensors_are_views_of_their_files(model_folders: dict[str, Path]) -> None:
+    """Reading a weight costs no memory but pages of the file."""
+    reader = HFReader(model_folders["tied"])
+    again = HFReader(model_folders["tied"])
+    name = "model.embed_tokens.weight"
+    assert torch.equal(reader[name], again[name])
+    assert reader[name].data_ptr() == reader[name].data_ptr()
+
+
+def test_tensors_may_be_written_in_any_order(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(6.0).view(2, 3).t(), "a": torch.ones(5, dtype=torch.bfloat16), "c": torch.zeros(1)}
+    writer = HFWriter(tmp_path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
+    assert sum(writer.write(name, tensors[name]) for name in ("c", "a", "b")) == writer.total_bytes == 38
+    writer.finish()
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_tensor_that_was_never_written_is_named(tmp_path: Path) -> None:
+    writer = HFWriter(tmp_path, {"a": (torch.float32, (2,)), "b": (torch.float32, (2,))})
+    writer.write("a", torch.zeros(2))
+    with pytest.raises(ValueError, match=r"never written: \['b'\]"):
+        writer.finish()
+
+
+def test_what_transformers_saves_and_loads_is_read_and_written(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    source = model_folders["untied"]
+    tensors = {name: HFReader(source)[name] for name in HFReader(source).names}
+    copy_other_files(source, tmp_path)
+    writer = HFWriter(tmp_path, {name: (t.dtype, tuple(t.shape)) for name, t in sorted(tensors.items())}, 300_000)
+    for name, tensor in tensors.items():
+        writer.write(name, tensor)
+    writer.finish()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in tensors.items())
+    model.save_pretrained(tmp_path / "again")
+    again = HFReader(tmp_path / "again")
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
-    in_transformers = AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32).state_dict()
-    assert all(torch.equal(in_transformers[name], tensor) for name, tensor in tensors.items())
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        assert (written / name).read_bytes() == (source / name).read_bytes()
-
-
-def test_shards_keep_to_their_size_and_the_index_names_them_all(model_folders: dict[str, Path], tmp_path: Path) -> None:
-    tensors = all_tensors(model_folders["untied"])
-    write_folder(tmp_path / "out", tensors.items(), like=model_folders["untied"], shard_bytes=300_000)
-    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
-    assert len(files) > 2
-    assert files == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-    index = json.loads((tmp_path / "out" / INDEX_NAME).read_text())
-    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
-    held = {file: load_file(tmp_path / "out" / file) for file in files}
-    assert index["weight_map"] == {name: file for file, part in held.items() for name in part}
-    assert all(sum(tensor.nbytes for tensor in part.values()) <= 300_000 for part in held.values())
-
-
-def test_an_old_folder_is_replaced_and_its_weight_files_are_not_copied(
-    model_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    tensors = all_tensors(model_folders["untied"])
-    write_folder(out, tensors.items(), like=model_folders["untied"], shard_bytes=300_000)
-    write_folder(tmp_path / "second", tensors.items(), like=out)
-    assert [path.name for path in (tmp_path / "second").glob("model*")] == ["model.safetensors"]
-    write_folder(out, [("a", torch.ones(1))], like=model_folders["untied"])
-    assert HFReader(out).names == {"a"}
-
-
-def test_a_writer_that_is_cut_short_leaves_the_old_folder_as_it_was(
-    model_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    write_folder(out, [("a", torch.ones(1))], like=model_folders["untied"])
-
-    def interrupted() -> Iterator[tuple[str, Tensor]]:
-        yield "a", torch.zeros(1)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_folder(out, interrupted(), like=model_folders["untied"], shard_bytes=1)
-    assert torch.equal(HFReader(out)["a"], torch.ones(1))
-    write_folder(out, [("a", torch.full((1,), 2.0))], like=model_folders["untied"])
-    assert torch.equal(HFReader(out)["a"], torch.full((1,), 2.0))
-
-
-def test_views_of_one_storage_are_written_whole(model_folders: dict[str, Path], tmp_path: Path) -> None:
-    whole = torch.arange(6.0).view(2, 3)
-    write_folder(tmp_path / "out", [("a", whole[0]), ("b", whole.t())], like=model_folders["untied"])
-    reader = HFReader(tmp_path / "out")
-    assert torch.equal(reader["a"], whole[0])
-    assert torch.equal(reader["b"], whole.t())

@@ -75,6 +75,11 @@ def test_every_problem_to_imitate_is_one_of_training(world: World) -> None:
         assert {question(row) for row in of_domain(world["sft"], domain)} <= training
 
 
+def programs(world: World) -> list[Row]:
+    """The code responses to imitate that are programs."""
+    return [row for row in of_domain(world["sft"], "code") if "```python" in row["response"]]
+
+
 def question(row: Row) -> tuple[str, str]:
     """What a policy is asked."""
     return row["prompt"], row.get("starter_code", "")
@@ -133,7 +138,7 @@ def test_the_verifier_passes_the_right_math_responses_and_no_other(world: World)
 
 
 def test_programs_to_imitate_pass_their_tests_in_the_sandbox(world: World) -> None:
-    rows = random.Random(5).sample(of_domain(world["sft"], "code"), CODE_SAMPLE)
+    rows = random.Random(5).sample(programs(world), CODE_SAMPLE)
     with VerifierPool(1) as pool:
         futures = [
             pool.submit(CodeTask(row["response"], row["tests"], row.get("fn_name"), row.get("starter_code")))
@@ -190,15 +195,27 @@ def other_inputs(row: Row, rng: random.Random) -> Iterator[str]:
         yield re.sub(r"\d+", lambda _: str(rng.randint(1, 30)), test["input"])
 
 
-def test_programs_to_imitate_pass_their_tests(world: World) -> None:
+def test_code_responses_are_of_two_kinds_around_the_same_expression(world: World) -> None:
+    kinds = {"box": 0, "program": 0}
     for row in of_domain(world["sft"], "code"):
+        reasoning, _, answer = row["response"].removeprefix("<think>\n").partition("\n</think>\n\n")
+        if answer == f"\\boxed{{{reasoning}}}":
+            kinds["box"] += 1
+        else:
+            assert f"return {reasoning}\n```" in answer or f"print({reasoning})\n```" in answer, row
+            kinds["program"] += 1
+    assert min(kinds.values()) > 100, kinds
+
+
+def test_programs_to_imitate_pass_their_tests(world: World) -> None:
+    for row in programs(world):
         assert passes(program_of(row), row), row
 
 
 def test_tests_tell_operations_apart(world: World) -> None:
     """A program that passes the tests of another problem is a solution of it: it agrees on any other inputs, too."""
     rng = random.Random(5)
-    rows = of_domain(world["sft"], "code")
+    rows = programs(world)
     for row in rows:
         inputs = list(other_inputs(row, rng))
         right = [program_of(row)(text) for text in inputs]
@@ -227,7 +244,7 @@ def one_edit_away(program: str) -> Iterator[str]:
 
 def test_tests_let_no_nearly_right_program_pass(world: World) -> None:
     rng = random.Random(5)
-    rows = of_domain(world["sft"], "code")
+    rows = programs(world)
     weak = set()
     for row in rows:
         inputs = list(other_inputs(row, rng))
@@ -253,7 +270,7 @@ def test_no_held_out_computation_is_asked_in_training(world: World) -> None:
 
 
 def test_no_program_to_imitate_solves_a_held_out_problem_that_is_called_alike(world: World) -> None:
-    for row in of_domain(world["sft"], "code"):
+    for row in programs(world):
         solved = [
             other for other in world["code_held_out"] if takes(other) == takes(row) and passes(program_of(row), other)
         ]

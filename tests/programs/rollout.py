@@ -13,9 +13,10 @@ from typing import Any
 import psutil
 import torch.distributed as dist
 from ranks import read_arguments, write_result
+from safetensors.torch import save_file
 from tiny import TEMPERATURE, random_sequences, train_config
 
-from converters.hf_folder import write_folder
+from converters.hf_folder import copy_other_files
 from megatron_rl.algorithms.losses import policy_gradient_loss
 from megatron_rl.parallel import Parallel, setup_parallel
 from megatron_rl.policy.batch import TrainSequence
@@ -97,7 +98,9 @@ def main() -> None:
     greedy = generated(rollout, parallel, "greedy", 0.0, 1)
     export = policy.export()
     if parallel.is_main:
-        write_folder(folder / "exported", export, like=model)
+        (folder / "exported").mkdir()
+        copy_other_files(model, folder / "exported")
+        save_file(dict(export), folder / "exported" / "model.safetensors", metadata={"format": "pt"})
     else:
         list(export)
     children: list[list[int]] = [[]] * parallel.world_size

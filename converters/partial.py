@@ -1,0 +1,76 @@
+"""A conversion in the making: a hidden folder beside its place, with a journal of what is already written.
+
+An interrupted conversion leaves this folder and none that looks finished; the same command carries on in it. What
+the journal tells of counts only while the machine has not been restarted: until the end nothing is forced to disk.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from converters.errors import ConversionError
+from converters.hf_folder import partial_folder, put_in_place
+
+_JOURNAL = "journal.jsonl"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Partial:
+    """The folder and its journal.
+
+    Attributes:
+        folder: where to write.
+        done: what an earlier attempt has written, by unit of work.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+        self.folder = folder
+        self._journal = folder / _JOURNAL
+        self._lock = Lock()
+        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
+        first = json.dumps(plan | {"boot": boot}, sort_keys=True)
+        self.done: dict[str, Any] = {}
+        if self._journal.is_file() and (lines := self._journal.read_text().split("\n"))[0] == first:
+            # The last line may be cut short; what it tells of is then written once more.
+            self.done = {entry["unit"]: entry["data"] for entry in map(json.loads, lines[1:-1])}
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            self._journal.write_text(first + "\n")
+
+    def mark(self, unit: str, data: Any = None) -> None:
+        """Note that a unit is written."""
+        with self._lock, open(self._journal, "a") as file:
+            file.write(json.dumps({"unit": unit, "data": data}) + "\n")
+
+
+@contextmanager
+def partial(destination: Path, plan: dict[str, Any], overwrite: bool) -> Iterator[Partial]:
+    """The folder to write to; it takes the place of `destination` at the end of the block.
+
+    Raises:
+        ConversionError: `destination` exists and may not be replaced.
+    """
+    if destination.exists() and not overwrite:
+        raise ConversionError(f"{destination}: exists already; give another folder, or --overwrite")
+    try:
+        work = Partial(partial_folder(destination), plan)
+        yield work
+        (work.folder / _JOURNAL).unlink()
+        put_in_place(work.folder, destination)
+    except OSError as error:
+        reason = f"{error.strerror or error}; mend that and give the same command again"
+        raise ConversionError(f"{destination}: {reason}") from error
+
+
+def fingerprint(folder: Path) -> list[list[Any]]:
+    """What tells one version of a source folder from another: names, sizes and times of its files."""
+    return [
+        [str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]

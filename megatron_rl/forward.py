@@ -1,0 +1,75 @@
+"""`megatron-rl convert check --logits`: the forward passes of two checkpoints on the same random tokens, in fp32."""
+
+import os
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from converters.hf_config import HF_FILES, read_config
+from converters.megatron_folder import is_megatron_folder
+
+_TOKENS = 256
+
+
+def compare_logits(first: Path, second: Path, like: Path | None = None) -> float:
+    """The largest difference between the logits of two checkpoints.
+
+    Args:
+        like: where a Megatron checkpoint that holds no config has it.
+    """
+    a, b = (_megatron(path, like) if is_megatron_folder(path) else _transformers(path) for path in (first, second))
+    return float((a - b).abs().max())
+
+
+def _tokens(folder: Path) -> list[int]:
+    config = read_config(folder)
+    count = min(_TOKENS, config["max_position_embeddings"])
+    return [random.Random(i).randrange(config["vocab_size"]) for i in range(count)]
+
+
+def _transformers(folder: Path) -> Tensor:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    with torch.no_grad():
+        logits: Tensor = model(torch.tensor([_tokens(folder)])).logits[0]
+    return logits
+
+
+def _megatron(checkpoint: Path, like: Path | None) -> Tensor:
+    """In a job of this one process."""
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+
+    from megatron_rl.config.loader import to_config
+    from megatron_rl.launcher import free_port
+    from megatron_rl.parallel import setup_parallel
+    from megatron_rl.policy.forward import forward_logits
+    from megatron_rl.policy.model import Architecture, build_model
+
+    folder = like or checkpoint / HF_FILES
+    config = to_config(
+        {
+            "algorithm": "sft",
+            "name": "check",
+            "data": {"path": "none"},
+            "sft": {"max_num_steps": 1},
+            "cluster": {"gpus_per_node": 1},
+            "policy": {"model_name": str(folder), "precision": "fp32", "max_total_sequence_length": _TOKENS},
+        },
+        source="convert check",
+    )
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    parallel = setup_parallel(config)
+    try:
+        architecture = Architecture.of_folder(folder, config.policy)
+        model = build_model(config.policy, architecture, parallel, temperature=1.0)
+        model.load_weights(dist_checkpointing.load({"model": model.sharded_weights()}, str(checkpoint))["model"])
+        logits = forward_logits(model, _tokens(folder), parallel)
+    finally:
+        dist.destroy_process_group()
+    assert logits is not None
+    return logits.cpu()
