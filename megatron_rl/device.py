@@ -106,6 +106,17 @@ class _CpuForCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _CpuStream:
+    """A CUDA stream, and an event of it, where everything is done when the call returns."""
+
+    def wait_stream(self, stream: object) -> None: ...
+
+    def record_event(self) -> "_CpuStream":
+        return self
+
+    def synchronize(self) -> None: ...
+
+
 def _is_cuda(device: object) -> bool:
     return (isinstance(device, str) and device.startswith("cuda")) or (
         isinstance(device, torch.device) and device.type == "cuda"
@@ -122,12 +133,15 @@ def _name_cpu_cuda() -> None:
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
         "current_stream": lambda device=None: None,
+        "Stream": _CpuStream,
     }
     for name, replacement in replacements.items():
         setattr(torch.cuda, name, replacement)
     _CpuForCuda().__enter__()
 
     import megatron.core.tensor_parallel.random as megatron_random
+    import megatron.core.transformer.moe.moe_utils as megatron_moe
 
+    megatron_moe.te_general_gemm = None  # the router asks for it, and only Transformer Engine's presence defines it
     megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)

@@ -80,7 +80,8 @@ class Progress:
         steps = step - self._last_step
         now = time.monotonic()
         if steps <= 0:  # a validation before the first step, or between steps
-            self._last_time = now
+            if self._step_seconds is None:  # the first one is no part of any step
+                self._last_time = now
             return
         seconds = (now - self._last_time) / steps
         old = self._step_seconds

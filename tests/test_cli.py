@@ -138,7 +138,7 @@ def test_a_prompt_longer_than_the_context_is_refused(recipe: Path, tmp_path: Pat
     ("changes", "message"),
     [
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type='yarn'"),
-        ({"model_type": "llama"}, "model_type 'llama' is not supported"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
         ({"intermediate_size": 190}, "190"),
     ],
     ids=repr,

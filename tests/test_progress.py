@@ -56,6 +56,18 @@ def test_the_time_left_follows_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -
     assert lines[2] == "step 3/64 | s/step 5 | left 5:05"
 
 
+def test_the_validation_before_the_first_step_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("megatron_rl.progress.time.monotonic", lambda: now)
+    console = log_file()
+    with Progress("math", total_steps=64, to=console) as progress:
+        now = 160.0
+        progress.step(0, {"validation/accuracy": 0.5})
+        now = 165.0
+        progress.step(1, {})
+    assert written(console).splitlines()[1] == "step 1/64 | s/step 5 | left 5:15"
+
+
 def test_a_terminal_shows_the_phase_and_the_latest_figures() -> None:
     console = terminal()
     with Progress("math [stage]", total_steps=40, to=console) as progress:

@@ -43,4 +43,4 @@ def forward_logits(model: PolicyModel, tokens: Sequence[int], parallel: Parallel
     mine = outputs[0].squeeze(1).contiguous()
     parts = [torch.empty_like(mine) for _ in range(parallel.tp)]
     dist.all_gather(parts, mine, group=parallel_state.get_tensor_model_parallel_group())
-    return torch.cat(parts, dim=1)[:, : model.vocabulary]
+    return torch.cat(parts, dim=1)[:, : model.vocabulary].contiguous()
