@@ -30,6 +30,7 @@ from converters.blocks import Block, empty_parts, to_hf
 from converters.errors import ConversionError
 from converters.families.family import Family, Weight
 from converters.hf_config import ModelShape
+from converters.hf_folder import start_writeback
 
 _ALIGNMENT = 64
 _BACKEND = {
@@ -216,6 +217,8 @@ def write_blocks(path: Path, blocks: Iterable[tuple[Block, Tensor]]) -> Iterator
             file.write(bytes(-file.tell() % _ALIGNMENT))
             begin = file.tell()
             torch.save(data.view(*[1] * num_axes(block.weight), *block.size), file)
+            file.flush()
+            start_writeback(file.fileno(), begin, file.tell() - begin)
             yield block, Stored(path.name, begin, file.tell() - begin)
 
 
