@@ -188,7 +188,7 @@ PEERS = {
     ],
     "megatron-bridge": [
         ["torch==2.13.0", "megatron-core==0.16.1", "transformers<5", "safetensors", "einops", "accelerate"],
-        ["omegaconf", "typer", "hydra-core", "rich", "tqdm", "regex", "pyyaml", "six", "datasets"],
+        ["omegaconf", "typer", "hydra-core", "rich", "tqdm", "regex", "pyyaml", "six", "datasets", "triton"],
         ["--no-deps", "megatron-bridge==0.3.1"],
     ],
 }

@@ -5,12 +5,15 @@
 Run by `benchmarks/convert.py --peers`, each in an environment of its own. Prints JSON: seconds of both parts.
 """
 
+import importlib.abc
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -97,11 +100,38 @@ def mbridge(source: Path, destination: Path) -> tuple[Callable[[], None], Callab
     return load, save
 
 
-def megatron_bridge(source: Path, destination: Path) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Without Transformer Engine, as above."""
-    from megatron.bridge import AutoBridge
+class _StandIn(type):
+    """A class that has every attribute, each such a class again."""
 
+    def __getattr__(cls, name: str) -> "_StandIn":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _StandIn(name, (), {})
+
+
+class _Missing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds packages that are not installed here, with an empty class for every name that is asked of them."""
+
+    packages = ("transformer_engine", "transformer_engine_torch", "mamba_ssm", "causal_conv1d", "nvidia_resiliency_ext")
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in self.packages else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = ModuleType(spec.name)
+        anything = _StandIn(spec.name, (), {})
+        module.__getattr__ = lambda name: getattr(anything, name)  # type: ignore[method-assign]
+        return module
+
+    def exec_module(self, module: ModuleType) -> None: ...
+
+
+def megatron_bridge(source: Path, destination: Path) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Without Transformer Engine, as above; what is imported of it and never used gets a stand-in."""
     from megatron_rl.policy.layer_spec import layer_spec
+
+    sys.meta_path.append(_Missing())  # only now: Megatron-Core has found out what is really there
+    from megatron.bridge import AutoBridge
 
     bridge = AutoBridge.from_hf_pretrained(str(source))
     provider = bridge.to_megatron_provider(load_weights=False)
@@ -110,6 +140,7 @@ def megatron_bridge(source: Path, destination: Path) -> tuple[Callable[[], None]
     provider.params_dtype = torch.bfloat16
     for fusion in ("gradient_accumulation_fusion", "masked_softmax_fusion", "persist_layer_norm"):
         setattr(provider, fusion, False)
+    provider.finalize()
     with torch.no_grad():
         model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
 
