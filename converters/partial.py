@@ -4,7 +4,9 @@ An interrupted conversion leaves this folder and none that looks finished; the s
 the journal tells of counts only while the machine has not been restarted: until the end nothing is forced to disk.
 """
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,8 +40,8 @@ class Partial:
             # The last line may be cut short; what it tells of is then written once more.
             self.done = {entry["unit"]: entry["data"] for entry in map(json.loads, lines[1:-1])}
         else:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             self._journal.write_text(first + "\n")
 
     def mark(self, unit: str, data: Any = None) -> None:
@@ -53,18 +55,35 @@ def partial(destination: Path, plan: dict[str, Any], overwrite: bool) -> Iterato
     """The folder to write to; it takes the place of `destination` at the end of the block.
 
     Raises:
-        ConversionError: `destination` exists and may not be replaced.
+        ConversionError: `destination` exists and may not be replaced; somebody else is making it; the disk is full.
     """
     if destination.exists() and not overwrite:
         raise ConversionError(f"{destination}: exists already; give another folder, or --overwrite")
+    folder = partial_folder(destination)
     try:
-        work = Partial(partial_folder(destination), plan)
-        yield work
-        (work.folder / _JOURNAL).unlink()
-        put_in_place(work.folder, destination)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            work = Partial(folder, plan)
+            yield work
+            (folder / _JOURNAL).unlink()
+            put_in_place(folder, destination)
     except OSError as error:
         reason = f"{error.strerror or error}; mend that and give the same command again"
         raise ConversionError(f"{destination}: {reason}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`; the lock ends with this process, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConversionError(f"{folder}: another process is converting to the same folder; wait for it") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def fingerprint(folder: Path) -> list[list[Any]]:

@@ -196,6 +196,15 @@ def test_another_conversion_does_not_go_on_with_the_rest_of_one(
     assert same_tensors(tmp_path / "out", source)
 
 
+def test_two_conversions_do_not_write_to_one_folder(megatron: Path, source: Path, tmp_path: Path) -> None:
+    def second(done: int, total: int) -> None:
+        with pytest.raises(ConversionError, match=r"\.out\.partial: another process is converting to the same folder"):
+            megatron_to_hf(megatron, tmp_path / "out")
+
+    megatron_to_hf(megatron, tmp_path / "out", progress=second)
+    assert same_tensors(tmp_path / "out", source)
+
+
 def test_an_old_folder_stays_until_the_new_one_is_whole(
     megatron: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
