@@ -67,6 +67,7 @@ def ours(source: Path, destination: Path) -> tuple[Callable[[], None], Callable[
         for name, tensor in export:
             writer.write(name, tensor)
         writer.finish()
+        fsync(destination)
 
     return lambda: load_hf(HFReader(source), [model], architecture.family, architecture.shape), save
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from converters.errors import ConversionError
 from converters.families import family_of
 from converters.hf_config import HF_FILES, model_shape, read_config
-from converters.hf_folder import HFReader
+from converters.hf_folder import HFReader, drop_tied_copy
 from converters.megatron_folder import MegatronReader, is_megatron_folder
 
+_SLICE = 1 << 22
 Description = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -59,7 +60,11 @@ def open_checkpoint(path: Path, like: Path | None = None) -> Checkpoint:
     """
     if not path.is_dir():
         raise ConversionError(f"{path}: no such folder")
-    return _MegatronCheckpoint(path, like) if is_megatron_folder(path) else HFReader(path)
+    if is_megatron_folder(path):
+        return _MegatronCheckpoint(path, like)
+    reader = HFReader(path)
+    drop_tied_copy(reader, bool(read_config(path).get("tie_word_embeddings", False)))
+    return reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +94,22 @@ def _what(a: Checkpoint, b: Checkpoint, name: str) -> str | None:
     first, second = a[name], b[name]
     if first.shape != second.shape:
         return f"shape {tuple(first.shape)} against {tuple(second.shape)}"
-    if first.dtype == second.dtype and torch.equal(_bits(first), _bits(second)):
-        return None
     dtypes = "" if first.dtype == second.dtype else f"{first.dtype} against {second.dtype}, "
-    wide = first.double(), second.double()
-    differ = ~((wide[0] == wide[1]) | (wide[0].isnan() & wide[1].isnan()))
-    if not differ.any():
+    same_bits, count, largest, worst = not dtypes, 0, 0.0, 0
+    for start in range(0, first.numel(), _SLICE):  # in slices: wide copies of an embedding would fill the memory
+        x, y = (tensor.flatten()[start : start + _SLICE] for tensor in (first, second))
+        if not dtypes and torch.equal(x.view(torch.uint8), y.view(torch.uint8)):
+            continue
+        same_bits = False
+        x, y = x.double(), y.double()
+        differ = ~((x == y) | (x.isnan() & y.isnan()))
+        distance = torch.where(differ, (x - y).abs(), 0.0).nan_to_num(nan=torch.inf)
+        count += int(differ.sum())
+        if differ.any() and float(distance.max()) > largest:
+            largest, worst = float(distance.max()), start + int(distance.argmax())
+    if same_bits:
+        return None
+    if count == 0:
         return f"{dtypes}every value the same" if dtypes else "the same values in other bits (signed zeros, NaNs)"
-    distance = torch.where(differ, (wide[0] - wide[1]).abs(), 0.0).flatten()
-    worst = int(distance.nan_to_num(nan=torch.inf).argmax())
     place = [int(index) for index in torch.unravel_index(torch.tensor(worst), first.shape)]
-    count = f"{int(differ.sum())} of {first.numel()} values differ"
-    return f"{dtypes}{count}, by up to {float(distance[worst]):.3g} at {place}"
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8)
+    return f"{dtypes}{count} of {first.numel()} values differ, by up to {largest:.3g} at {place}"

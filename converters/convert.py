@@ -33,7 +33,7 @@ from converters.hf_folder import (
 )
 from converters.layout import Layout
 from converters.megatron_folder import MegatronReader, Stored, write_blocks, write_metadata
-from converters.partial import fingerprint, partial
+from converters.partial import fingerprint, os_errors, partial
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all)."""
@@ -67,7 +67,7 @@ def hf_to_megatron(
     for rank, block in layout.blocks(family, shape):
         files.setdefault(rank, []).append(block)
     plan = {"source": fingerprint(source), "layout": asdict(layout), "vocab_divisor": vocab_divisor}
-    with partial(destination, plan, overwrite) as work:
+    with os_errors(destination), partial(source, destination, plan, overwrite) as work:
         written = dict(work.done)
         sizes = {rank: sum(_block_bytes(block, dtypes) for block in blocks) for rank, blocks in files.items()}
         check_room(work.folder, sum(size for rank, size in sizes.items() if str(rank) not in written))
@@ -147,6 +147,7 @@ def megatron_to_hf(
         raise ConversionError(f"{source}: holds no {HF_FILES}/ with config and tokenizer; name a folder with --like")
     hf_config = read_config(like)
     family, shape = family_of(hf_config), model_shape(hf_config, vocab_divisor=1)
+    family.translate(hf_config)
     reader = MegatronReader(source, family, shape)
     tensors = {
         name: (dtype or reader.dtypes[weight.key], size)
@@ -157,7 +158,7 @@ def megatron_to_hf(
         tensors = fp8_plan(tensors)
     plan = {"source": fingerprint(source), "like": fingerprint(like), "shard_bytes": shard_bytes}
     plan |= {"dtype": str(dtype), "fp8": fp8}
-    with partial(destination, plan, overwrite) as work:
+    with os_errors(destination), partial(source, destination, plan, overwrite) as work:
         copy_other_files(like, work.folder)
         _write_config(work.folder, hf_config, tensors, fp8)
         if (source / "README.md").is_file():

@@ -46,13 +46,21 @@ def quantise(name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
     """The tensors to store for `weight`: itself, or its FP8 values and their scales."""
     if not is_quantised(name, tuple(weight.shape)):
         return [(name, weight)]
-    rows, columns = weight.shape
-    padded = torch.nn.functional.pad(weight.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
-    blocks = padded.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))  # [row block, row, column block, column]
-    largest = blocks.abs().amax(dim=(1, 3), keepdim=True)
+    values = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+    scale = torch.empty([-(-size // BLOCK) for size in weight.shape])
+    for row in range(scale.shape[0]):  # strip by strip: wide copies of a whole layer would fill the memory
+        strip = slice(row * BLOCK, (row + 1) * BLOCK)
+        values[strip], scale[row] = _quantise_strip(weight[strip].float())
+    return [(name, values), (scale_name(name), scale)]
+
+
+def _quantise_strip(strip: Tensor) -> tuple[Tensor, Tensor]:
+    """FP8 values of up to 128 rows, and the scale of each of their blocks."""
+    columns = strip.shape[1]
+    blocks = torch.nn.functional.pad(strip, (0, -columns % BLOCK)).unflatten(1, (-1, BLOCK))  # [row, block, column]
+    largest = blocks.abs().amax(dim=(0, 2))
     scale = torch.where(largest > 0, largest / _MAX, 1.0)
-    values = (blocks / scale).to(torch.float8_e4m3fn).flatten(2, 3).flatten(0, 1)[:rows, :columns]
-    return [(name, values), (scale_name(name), scale[:, 0, :, 0])]
+    return (blocks / scale[None, :, None]).to(torch.float8_e4m3fn).flatten(1)[:, :columns], scale
 
 
 def dequantise(values: Tensor, scale: Tensor) -> Tensor:

@@ -69,10 +69,14 @@ def weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name to the safetensors file that holds it.
 
     Raises:
-        ConversionError: no weights, a file of the index is missing, or a file is damaged.
+        ConversionError: no weights, a file of the index is missing, a file is damaged, or it is not clear which holds a
+            tensor.
     """
     index = folder / INDEX_NAME
-    files = _indexed_files(index) if index.is_file() else sorted(path.name for path in folder.glob("*.safetensors"))
+    listed = _weight_map(index) if index.is_file() else None
+    if listed is not None and (folder / "model.safetensors").is_file() and "model.safetensors" not in listed.values():
+        raise ConversionError(f"{folder}: holds model.safetensors and {INDEX_NAME} with others; remove what is stale")
+    files = sorted(set(listed.values())) if listed is not None else sorted(p.name for p in folder.glob("*.safetensors"))
     if not files:
         raise ConversionError(f"{folder}: no *.safetensors weights; download them, or convert other formats")
     names: dict[str, Path] = {}
@@ -82,15 +86,23 @@ def weight_files(folder: Path) -> dict[str, Path]:
             raise ConversionError(f"{path}: named in {INDEX_NAME} but missing; fetch the file again")
         try:
             with safe_open(path, framework="np") as reader:
-                names |= dict.fromkeys(reader.keys(), path)
+                found = list(reader.keys())
         except SafetensorError as error:
             raise ConversionError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
+        for name in found:
+            if name in names:
+                raise ConversionError(f"{path}: {name} stands in {names[name].name} as well; remove what is stale")
+            names[name] = path
+    for name, file in (listed or {}).items():
+        if names.get(name) != folder / file:
+            raise ConversionError(f"{folder / file}: lacks {name}, which {INDEX_NAME} promises; fetch both again")
     return names
 
 
-def _indexed_files(index: Path) -> list[str]:
+def _weight_map(index: Path) -> dict[str, str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{index}: not an index with a weight_map ({error!r}); fetch the file again") from error
 
@@ -112,7 +124,11 @@ def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
         return value
 
     heads, hidden, vocab = size("num_attention_heads"), size("hidden_size"), size("vocab_size")
-    num_experts = hf_config.get("num_experts") or 0
+    # transformers writes the second name and reads both.
+    expert_keys = [key for key in ("num_experts", "num_local_experts") if hf_config.get(key)]
+    num_experts = size(expert_keys[0]) if expert_keys else 0
+    if len({hf_config[key] for key in expert_keys}) > 1:
+        raise ConversionError("config.json: num_experts and num_local_experts are not the same; remove the wrong one")
     return ModelShape(
         num_layers=size("num_hidden_layers"),
         hidden_size=hidden,

@@ -18,10 +18,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from converters.errors import ConversionError
-from converters.families.family import Family
+from converters.families.family import EMBEDDING, OUTPUT, Family
 from converters.hf_config import INDEX_NAME, ModelShape, weight_files
 
 SHARD_BYTES = 5 * 10**9
+PARTIAL = ".partial"
+(EMBEDDING_NAME,), (OUTPUT_NAME,) = EMBEDDING.hf, OUTPUT.hf
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 # In the order of the safetensors library, which writes the widest first.
 _DTYPE_NAMES = {
@@ -54,6 +56,10 @@ class HFReader:
         """Names of all tensors in the folder."""
         return set(self._files)
 
+    def forget(self, name: str) -> None:
+        """Take no more notice of a tensor."""
+        del self._files[name]
+
     def describe(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Dtype and shape of every tensor, from the files' headers."""
         found = {}
@@ -81,12 +87,31 @@ class HFReader:
             return self._open[path]
 
 
+def drop_tied_copy(reader: HFReader, tied: bool) -> None:
+    """Forget the copy of a tied output layer that some folders keep: it is no weight of its own.
+
+    Raises:
+        ConversionError: it is not a copy.
+    """
+    if not (tied and {OUTPUT_NAME, EMBEDDING_NAME} <= reader.names):
+        return
+    output, embedding = reader[OUTPUT_NAME], reader[EMBEDDING_NAME]
+    same = output.dtype == embedding.dtype and output.shape == embedding.shape
+    if not same or not torch.equal(output.view(torch.uint8), embedding.view(torch.uint8)):
+        raise ConversionError(
+            f"{reader.folder}: config.json says tie_word_embeddings=true, but {OUTPUT_NAME} is not {EMBEDDING_NAME}; "
+            "set it to false, or remove the tensor"
+        )
+    reader.forget(OUTPUT_NAME)
+
+
 def check_names(reader: HFReader, family: Family, shape: ModelShape) -> dict[str, torch.dtype]:
     """See that the folder holds the family's tensors and no others; the dtype of each.
 
     Raises:
         ConversionError: a tensor is missing, extra or misshapen.
     """
+    drop_tied_copy(reader, shape.tied)
     found, expected = reader.describe(), family.hf_tensors(shape)
     for name, size in expected.items():
         if name not in found:
@@ -96,8 +121,7 @@ def check_names(reader: HFReader, family: Family, shape: ModelShape) -> dict[str
                 f"{reader.folder}: {name} has shape {found[name][1]}, config.json implies {size}; "
                 "weights and config do not belong together"
             )
-    # Some folders keep the copy of a tied output layer, which is no weight of its own.
-    extra = found.keys() - expected - ({"lm_head.weight"} if shape.tied else set())
+    extra = found.keys() - expected
     if extra:
         raise ConversionError(
             f"{reader.folder}: {sorted(extra)[:5]}: tensors that a {family.model_type} model with this config.json "
@@ -179,7 +203,7 @@ class HFWriter:
         return sum(_size(slot.dtype, slot.shape) for slot in slots)
 
     def finish(self) -> None:
-        """Bring everything to the disk.
+        """Close the files; `put_in_place` brings them to the disk.
 
         Raises:
             ConversionError: a tensor was never written.
@@ -187,7 +211,6 @@ class HFWriter:
         if self._slots:
             raise ConversionError(f"{self.folder}: never written: {sorted(self._slots)[:5]}")
         for descriptor in self._descriptors.values():
-            os.fsync(descriptor)
             os.close(descriptor)
         self._descriptors = {}
 
@@ -201,19 +224,29 @@ def copy_other_files(source: Path, destination: Path) -> None:
 
 def partial_folder(destination: Path) -> Path:
     """Where a folder is made until it is whole."""
-    return destination.with_name(f".{destination.name}.partial")
+    absolute = destination.absolute()
+    return absolute.with_name(f".{absolute.name}{PARTIAL}")
 
 
-def put_in_place(temporary: Path, destination: Path) -> None:
-    """Give a finished folder its name, in place of an older one."""
-    for path in [*temporary.rglob("*"), temporary]:
+def sync(folder: Path) -> None:
+    """Bring a folder and all in it to the disk."""
+    for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    shutil.rmtree(destination, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, destination: Path) -> None:
+    """Give a finished folder its name; an older one goes only when the new one has it."""
+    destination = destination.absolute()
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        destination.rename(old)
     temporary.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_room(folder: Path, needed: int) -> None:

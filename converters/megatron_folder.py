@@ -72,6 +72,7 @@ class MegatronReader:
         self.folder, self._shape = folder, shape
         metadata = _read_metadata(folder)
         self.dtypes: dict[str, torch.dtype] = {}
+        self._sizes: dict[str, int] = {}  # values of each key, in one layer and expert
         self._blocks: dict[Place, list[tuple[Block, Stored]]] = {}
         table = {weight.key: weight for weight in family.table(shape)}
         for key, entry in metadata.state_dict_metadata.items():
@@ -99,13 +100,16 @@ class MegatronReader:
                 "checkpoint and config do not belong together"
             )
         self.dtypes[weight.key] = entry.properties.dtype
+        self._sizes[weight.key] = torch.Size(found[num_axes(weight) :]).numel()
         for chunk in entry.chunks:
             layer, expert = (*chunk.offsets[:axes], 0, 0)[:2]
             row, column = (*chunk.offsets[axes:], 0)[:2]
             if any(size != 1 for size in chunk.sizes[:axes]):
                 raise ConversionError(f"{self.folder}: {weight.key} has a block of several layers; save it anew")
             block = Block(weight, layer, expert, row, column, tuple(chunk.sizes[axes:]))
-            info = metadata.storage_data[MetadataIndex(weight.key, chunk.offsets)]
+            info = metadata.storage_data.get(MetadataIndex(weight.key, chunk.offsets))
+            if info is None:
+                raise ConversionError(f"{self.folder}/.metadata: no file for {weight.key} at {tuple(chunk.offsets)}")
             self._blocks.setdefault((weight.key, layer, expert), []).append(
                 (block, Stored(info.relative_path, info.offset, info.length))
             )
@@ -114,9 +118,9 @@ class MegatronReader:
         """See that the blocks of every weight add up to all of it, and their files are there."""
         for weight, layer, expert in family.walk(self._shape):
             held = self._blocks.get((weight.key, layer, expert), [])
-            wanted = torch.Size(weight.megatron_shape(self._shape)).numel()
+            wanted = self._sizes.get(weight.key, torch.Size(weight.megatron_shape(self._shape)).numel())
             found = sum(torch.Size(block.size).numel() for block, _ in held)
-            if found < wanted if not weight.padded else not found:
+            if found != wanted:
                 raise ConversionError(
                     f"{self.folder}: {weight.key}, layer {layer}, expert {expert}: {found} of {wanted} values are "
                     "there; the checkpoint is incomplete"
@@ -207,6 +211,8 @@ def _read_metadata(folder: Path) -> Metadata:
         raise ConversionError(f"{folder}: no .metadata; not a Megatron checkpoint of format torch_dist") from error
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError) as error:
         raise ConversionError(f"{folder}/.metadata: damaged ({error!r}); restore it from a copy") from error
+    if not isinstance(metadata, Metadata):
+        raise ConversionError(f"{folder}/.metadata: holds a {type(metadata).__name__}; restore it from a copy")
     return metadata
 
 

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any
 
 from converters.errors import ConversionError
-from converters.hf_folder import partial_folder, put_in_place
+from converters.hf_folder import PARTIAL, partial_folder, put_in_place, sync
 
 _JOURNAL = "journal.jsonl"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -36,13 +36,28 @@ class Partial:
         boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
         first = json.dumps(plan | {"boot": boot}, sort_keys=True)
         self.done: dict[str, Any] = {}
-        if self._journal.is_file() and (lines := self._journal.read_text().split("\n"))[0] == first:
+        lines = self._journal.read_text().split("\n") if self._journal.is_file() else [""]
+        if lines[0] == first:
             # The last line may be cut short; what it tells of is then written once more.
-            self.done = {entry["unit"]: entry["data"] for entry in map(json.loads, lines[1:-1])}
+            whole = lines[:-1]
+            self._journal.write_text("".join(line + "\n" for line in whole))
+            self.done = {entry["unit"]: entry["data"] for entry in map(json.loads, whole[1:])}
         else:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             self._journal.write_text(first + "\n")
+
+    def finish(self, destination: Path) -> None:
+        """Bring everything to the disk and give it its name.
+
+        Raises:
+            OSError: something did not reach the disk; nobody can tell what, so the next attempt starts afresh.
+        """
+        try:
+            sync(self.folder)
+        finally:
+            self._journal.unlink()
+        put_in_place(self.folder, destination)
 
     def mark(self, unit: str, data: Any = None) -> None:
         """Note that a unit is written."""
@@ -51,25 +66,34 @@ class Partial:
 
 
 @contextmanager
-def partial(destination: Path, plan: dict[str, Any], overwrite: bool) -> Iterator[Partial]:
+def partial(source: Path, destination: Path, plan: dict[str, Any], overwrite: bool) -> Iterator[Partial]:
     """The folder to write to; it takes the place of `destination` at the end of the block.
 
     Raises:
-        ConversionError: `destination` exists and may not be replaced; somebody else is making it; the disk is full.
+        ConversionError: `destination` exists and may not be replaced, or holds the source; somebody else is making it;
+            the disk is full.
     """
-    if destination.exists() and not overwrite:
-        raise ConversionError(f"{destination}: exists already; give another folder, or --overwrite")
+    if source.resolve().is_relative_to(destination.resolve()):
+        raise ConversionError(f"{destination}: holds {source}, which is to be converted; give another folder")
     folder = partial_folder(destination)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if destination.is_symlink() or (destination.exists() and not (overwrite and destination.is_dir())):
+            folder.rmdir() if not any(folder.iterdir()) else None
+            raise ConversionError(f"{destination}: exists already; give another folder, or --overwrite for a folder")
+        work = Partial(folder, plan)
+        yield work
+        work.finish(destination)
+
+
+@contextmanager
+def os_errors(destination: Path) -> Iterator[None]:
+    """What the system refuses becomes one line."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            work = Partial(folder, plan)
-            yield work
-            (folder / _JOURNAL).unlink()
-            put_in_place(folder, destination)
+        yield
     except OSError as error:
         reason = f"{error.strerror or error}; mend that and give the same command again"
-        raise ConversionError(f"{destination}: {reason}") from error
+        raise ConversionError(f"{error.filename or destination}: {reason}") from error
 
 
 @contextmanager
@@ -91,5 +115,5 @@ def fingerprint(folder: Path) -> list[list[Any]]:
     return [
         [str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns]
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not any(part.endswith(PARTIAL) for part in path.relative_to(folder).parts)
     ]

@@ -42,11 +42,10 @@ def save_checkpoint(
     parallel: Parallel,
     step: int,
     seed: int,
-    keep_last: int,
     model: Path,
     card: str = "",
 ) -> None:
-    """Write `checkpoints/step_N` and drop all but the newest `keep_last`; called by all ranks together.
+    """Write `checkpoints/step_N`; called by all ranks together.
 
     With it go config and tokenizer of the folder `model`, and `card` as README.md: it can be converted by itself.
     """
@@ -66,9 +65,14 @@ def save_checkpoint(
         write_json(temporary / MANIFEST, asdict(manifest))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        for old in run.checkpoints()[:-keep_last]:
-            shutil.rmtree(old)
     dist.barrier()
+
+
+def remove_old_checkpoints(run: RunFolder, keep_last: int, exported: int | None = None) -> None:
+    """Remove all but the newest `keep_last`, and the one of step `exported`, which is being read."""
+    for old in run.checkpoints()[:-keep_last]:
+        if exported is None or old != run.checkpoint(exported):
+            shutil.rmtree(old)
 
 
 def resume(run: RunFolder, policy: Policy) -> int:

@@ -17,7 +17,11 @@ _DEADLINE_SECONDS = 3 * 3600.0
 
 
 class BackgroundExport:
-    """Converts checkpoints in a process of their own, one after another; owned by the main rank."""
+    """Converts checkpoints in a process of their own, one at a time; owned by the main rank.
+
+    A checkpoint that is saved while another is being converted is not exported, so that training never waits; the last
+    one always is.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
@@ -36,6 +40,16 @@ class BackgroundExport:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "megatron_rl", *command], stdout=log, stderr=subprocess.STDOUT
             )
+
+    def is_busy(self) -> bool:
+        """A conversion is under way.
+
+        Raises:
+            RunStopped: the last one failed.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            self.wait()
+        return self._process is not None
 
     def wait(self) -> None:
         """Until the conversion under way, if there is one, is done.

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from converters.errors import ConversionError
 from converters.hf_config import HF_FILES, read_config
 from converters.megatron_folder import is_megatron_folder
 
@@ -14,13 +15,18 @@ _TOKENS = 256
 
 
 def compare_logits(first: Path, second: Path, like: Path | None = None) -> float:
-    """The largest difference between the logits of two checkpoints.
+    """The largest difference between the logits of two checkpoints; infinite where one has NaNs.
 
     Args:
         like: where a Megatron checkpoint that holds no config has it.
+
+    Raises:
+        ConversionError: their vocabularies are not of one size.
     """
     a, b = (_megatron(path, like) if is_megatron_folder(path) else _transformers(path) for path in (first, second))
-    return float((a - b).abs().max())
+    if a.shape != b.shape:
+        raise ConversionError(f"{second}: its vocabulary has {b.shape[1]} tokens, that of {first} {a.shape[1]}")
+    return float((a - b).abs().nan_to_num(nan=float("inf")).max())
 
 
 def _tokens(folder: Path) -> list[int]:
@@ -41,7 +47,7 @@ def _transformers(folder: Path) -> Tensor:
 def _megatron(checkpoint: Path, like: Path | None) -> Tensor:
     """In a job of this one process."""
     import torch.distributed as dist
-    from megatron.core import dist_checkpointing
+    from megatron.core import dist_checkpointing, parallel_state
 
     from megatron_rl.config.loader import to_config
     from megatron_rl.launcher import free_port
@@ -70,6 +76,7 @@ def _megatron(checkpoint: Path, like: Path | None) -> Tensor:
         model.load_weights(dist_checkpointing.load({"model": model.sharded_weights()}, str(checkpoint))["model"])
         logits = forward_logits(model, _tokens(folder), parallel)
     finally:
+        parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
     assert logits is not None
     return logits.cpu()

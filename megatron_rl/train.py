@@ -11,7 +11,7 @@ import time
 
 from converters.hf_config import HF_FILES
 from megatron_rl.algorithms.losses import sft_loss
-from megatron_rl.checkpoint import save_checkpoint
+from megatron_rl.checkpoint import remove_old_checkpoints, save_checkpoint
 from megatron_rl.config.schema import Algorithm, TrainConfig
 from megatron_rl.grpo import grpo_step
 from megatron_rl.model_card import model_card
@@ -87,13 +87,15 @@ def save(stage: Stage, step: int) -> None:
     """Write the checkpoint of `step`, and have it exported if the run is."""
     config, run = stage.config, stage.run
     stage.show("saving")
-    if stage.exporter is not None:
-        stage.exporter.wait()  # it reads a checkpoint that may be removed now
     card = model_card(config, run, step) if stage.parallel.is_main else ""
-    keep = config.checkpointing.keep_last
-    save_checkpoint(run, stage.policy, stage.parallel, step, config.seed, keep, stage.folder, card)
-    if stage.exporter is not None:
-        stage.exporter.start(step, run.hf if step == config.max_num_steps else run.checkpoint(step) / HF_FILES)
+    save_checkpoint(run, stage.policy, stage.parallel, step, config.seed, stage.folder, card)
+    if not stage.parallel.is_main:
+        return
+    exporter, last = stage.exporter, step == config.max_num_steps
+    if exporter is not None and (last or not exporter.is_busy()):
+        exporter.start(step, run.hf if last else run.checkpoint(step) / HF_FILES)
+    exported = exporter.step if exporter is not None and exporter.is_busy() else None
+    remove_old_checkpoints(run, config.checkpointing.keep_last, exported)
 
 
 def report_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:

@@ -103,7 +103,9 @@ class Family:
         model_type: of `config.json`.
         weights: the table, from input to output; those of the layers stand together.
         transformer: `config.json` to the arguments of `TransformerConfig` that differ between families.
-        honoured: keys of `config.json` that change the model, each with the only value that Megatron's honours.
+        honoured: keys of `config.json` that change the model, each with the only value that Megatron's honours; a key
+            that is not there counts as this value.
+        required: keys that must be there: their defaults are not what they are here.
         rope_types: kinds of RoPE scaling that it honours.
     """
 
@@ -111,6 +113,7 @@ class Family:
     weights: tuple[Weight, ...]
     transformer: Callable[[dict[str, Any]], dict[str, Any]]
     honoured: dict[str, Any]
+    required: tuple[str, ...] = ()
     rope_types: tuple[str, ...] = ("default",)
 
     def table(self, shape: ModelShape) -> list[Weight]:
@@ -140,14 +143,19 @@ class Family:
         """What `config.json` means for Megatron-Core.
 
         Raises:
-            ConversionError: a setting that Megatron's model would not honour.
+            ConversionError: a setting is missing, or Megatron's model would not honour it.
         """
         shape = model_shape(hf_config, vocab_divisor=1)
-        for key, supported in ({"hidden_act": "silu", "attention_dropout": 0.0} | self.honoured).items():
+        for key in ("max_position_embeddings", *self.required):
+            if hf_config.get(key) is None:
+                raise ConversionError(f"config.json: {key!r} is missing; restore the whole file")
+        for key, supported in (_HONOURED | self.honoured).items():
             value = hf_config.get(key)
             if value is not None and value != supported:
                 self._refuse(f"{key}={value!r}", repr(supported))
-        rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+        if set(hf_config.get("layer_types") or []) - {"full_attention"}:
+            self._refuse(f"layer_types={sorted(set(hf_config['layer_types']))}", "full_attention")
+        rope = self._rope(hf_config)
         transformer = {
             "num_layers": shape.num_layers,
             "hidden_size": shape.hidden_size,
@@ -167,6 +175,18 @@ class Family:
             max_position_embeddings=hf_config["max_position_embeddings"],
         )
 
+    def _rope(self, hf_config: dict[str, Any]) -> dict[str, Any]:
+        """The settings of RoPE, under either of the names that they have had."""
+        given = [hf_config[key] for key in ("rope_parameters", "rope_scaling") if hf_config.get(key) is not None]
+        for rope in given:
+            if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+                self._refuse(f"RoPE settings {rope!r:.80}", "one set of them for all layers")
+            if rope.get("partial_rotary_factor", 1.0) != 1.0:
+                self._refuse(f"partial_rotary_factor={rope['partial_rotary_factor']!r}", "1.0")
+        if len(given) == 2 and given[0] != given[1]:
+            raise ConversionError("config.json: rope_parameters and rope_scaling say different things; remove one")
+        return given[0] if given else {}
+
     def _scaling_factor(self, rope: dict[str, Any]) -> float | None:
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in self.rope_types:
@@ -178,11 +198,21 @@ class Family:
         for key, supported in fixed.items():
             if rope.get(key, supported) != supported:
                 self._refuse(f"rope {key}={rope[key]!r}", repr(supported))
+        if not isinstance(rope.get("factor"), int | float):
+            raise ConversionError(f"config.json: rope factor={rope.get('factor')!r} is not a number; restore the file")
         return float(rope["factor"])
 
     def _refuse(self, setting: str, supported: str) -> None:
         raise ConversionError(f"config.json: {setting} is not supported for {self.model_type}; only {supported} is")
 
+
+_HONOURED = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+"""What every family honours."""
 
 # Lines that families share --------------------------------------------------------------------------------------
 

@@ -24,5 +24,6 @@ QWEN3 = Family(
         OUTPUT,
     ),
     transformer=lambda hf_config: {"qk_layernorm": True},
+    required=("head_dim",),
     honoured={"use_sliding_window": False, "attention_bias": False},
 )

@@ -20,6 +20,7 @@ from converters.families.family import (
     Weight,
     in_layer,
 )
+from converters.hf_config import model_shape
 
 _ROUTER = in_layer("mlp.router.weight", ["mlp.gate.weight"], ["num_experts"], "hidden_size")
 # The experts' input is normed once for all of them and for the router, so no linear layer can take the norm in.
@@ -35,7 +36,7 @@ def _of_expert(weight: Weight) -> Weight:
 def _transformer(hf_config: dict[str, Any]) -> dict[str, Any]:
     return {
         "qk_layernorm": True,
-        "num_moe_experts": hf_config["num_experts"],
+        "num_moe_experts": model_shape(hf_config, 1).num_experts,
         "moe_router_topk": hf_config["num_experts_per_tok"],
         # Softmax over all experts first, renormalised over the chosen ones (`norm_topk_prob`).
         "moe_router_pre_softmax": False,
@@ -55,6 +56,7 @@ QWEN3_MOE = Family(
         OUTPUT,
     ),
     transformer=_transformer,
+    required=("head_dim", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
     honoured={
         "use_sliding_window": False,
         "attention_bias": False,

@@ -172,8 +172,8 @@ class CheckpointingConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = 2
     export_hf: bool = False
-    """Convert every checkpoint to a Hugging Face folder, in the background: the last to `RUN/hf`, others to their
-    own `hf/`."""
+    """Convert checkpoints to Hugging Face folders, in the background: the last to `RUN/hf`, others to their own
+    `hf/`. One that is saved while another is being converted is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Whole conversions: exact in every layout, resumable, and nothing silent."""
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from tiny import family_config
 from torch import Tensor
 
 import converters.convert
+import converters.partial
+from converters.compare import compare, open_checkpoint
 from converters.convert import hf_to_megatron, megatron_to_hf
 from converters.errors import ConversionError
 from converters.families import FAMILIES
@@ -196,6 +199,55 @@ def test_another_conversion_does_not_go_on_with_the_rest_of_one(
     assert same_tensors(tmp_path / "out", source)
 
 
+def test_a_torn_journal_costs_its_last_entry_and_no_more(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, converters.convert, "write_blocks", 3)
+        with pytest.raises(Interrupted):
+            hf_to_megatron(source, tmp_path / "megatron", Layout(tp=2, pp=2), workers=1)
+    journal = partial_folder(tmp_path / "megatron") / "journal.jsonl"
+    for _ in range(2):
+        journal.write_bytes(journal.read_bytes()[:-5])
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, converters.convert, "write_blocks", 1)
+            with pytest.raises(Interrupted):
+                hf_to_megatron(source, tmp_path / "megatron", Layout(tp=2, pp=2), workers=1)
+    hf_to_megatron(source, tmp_path / "megatron", Layout(tp=2, pp=2), workers=1)
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "out")
+    assert same_tensors(tmp_path / "out", source)
+
+
+def test_what_may_not_have_reached_the_disk_is_written_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(converters.partial, "sync", refuse)
+        with pytest.raises(ConversionError, match="Input/output error"):
+            hf_to_megatron(source, tmp_path / "megatron", Layout(pp=2), workers=1)
+    assert not (tmp_path / "megatron").exists()
+    with monkeypatch.context() as patch:
+        calls = interrupt_after(patch, converters.convert, "write_blocks", 2)
+        hf_to_megatron(source, tmp_path / "megatron", Layout(pp=2), workers=1)
+    assert calls == [2]
+
+
+@pytest.mark.parametrize("place", [".", "megatron", "megatron/inside/.."])
+def test_what_is_converted_is_not_overwritten(megatron: Path, tmp_path: Path, place: str) -> None:
+    (megatron / "inside").mkdir()
+    with pytest.raises(ConversionError, match=r"holds .*megatron, which is to be converted"):
+        megatron_to_hf(megatron, tmp_path / place, overwrite=True)
+    assert (megatron / ".metadata").is_file()
+
+
+def test_a_checkpoint_may_hold_its_own_export(megatron: Path, source: Path) -> None:
+    megatron_to_hf(megatron, megatron / HF_FILES, overwrite=True)
+    assert same_tensors(megatron / HF_FILES, source)
+
+
 def test_two_conversions_do_not_write_to_one_folder(megatron: Path, source: Path, tmp_path: Path) -> None:
     def second(done: int, total: int) -> None:
         with pytest.raises(ConversionError, match=r"\.out\.partial: another process is converting to the same folder"):
@@ -261,6 +313,47 @@ def test_tensors_that_do_not_fit_are_refused(
     with pytest.raises(ConversionError, match=message):
         hf_to_megatron(source, tmp_path / "megatron", Layout())
     assert not (tmp_path / "megatron").exists()
+
+
+def test_a_tied_output_layer_that_is_no_copy_is_refused(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source", family_config("qwen2", tie_word_embeddings=True), torch.float32)
+    embedding = contents(source)["model.embed_tokens.weight"].clone()
+    edit(source, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    hf_to_megatron(source, tmp_path / "megatron", Layout())
+    assert list(compare(open_checkpoint(source), open_checkpoint(tmp_path / "megatron"))) == []
+    embedding.view(torch.uint8)[3, 5] ^= 1
+    edit(source, lambda tensors: tensors.update({"lm_head.weight": embedding}))
+    with pytest.raises(ConversionError, match=r"tie_word_embeddings=true, but lm_head\.weight is not model\.embed"):
+        hf_to_megatron(source, tmp_path / "other", Layout())
+
+
+def test_weights_in_two_places_are_refused(source: Path, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, source / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"holds model\.safetensors and .*index\.json with others"):
+        hf_to_megatron(source, tmp_path / "megatron", Layout())
+    (source / INDEX_NAME).unlink()
+    save_file({"model.norm.weight": torch.zeros(1)}, source / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"model\.norm\.weight stands in .* as well"):
+        hf_to_megatron(source, tmp_path / "megatron", Layout())
+
+
+def test_an_index_that_promises_too_much_is_refused(source: Path, tmp_path: Path) -> None:
+    index = json.loads((source / INDEX_NAME).read_text())
+    index["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors"
+    index["weight_map"]["model.embed_tokens.weight"] = "model-00002-of-00003.safetensors"
+    (source / INDEX_NAME).write_text(json.dumps(index))
+    with pytest.raises(ConversionError, match=r"lacks model\..*, which .* promises"):
+        hf_to_megatron(source, tmp_path / "megatron", Layout())
+
+
+@pytest.mark.parametrize("key", ["embedding.word_embeddings.weight", "decoder.layers.mlp.linear_fc1.weight"])
+def test_a_block_that_the_metadata_lost_is_missed(megatron: Path, tmp_path: Path, key: str) -> None:
+    """Of a padded vocabulary too, where the whole size is not known beforehand."""
+    metadata = pickle.loads((megatron / ".metadata").read_bytes())
+    del metadata.state_dict_metadata[key].chunks[0]
+    (megatron / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ConversionError, match=rf"{key}, layer 0, expert 0: \d+ of \d+ values are there"):
+        megatron_to_hf(megatron, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

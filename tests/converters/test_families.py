@@ -65,8 +65,18 @@ def test_rotary_base_and_context_are_read_from_either_spelling() -> None:
     assert (old.rotary_base, old.max_position_embeddings) == (77.0, 256)
 
 
-def test_what_transformers_saves_is_what_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_transformers_own_configs_mean_the_same(model_type: str, tmp_path: Path) -> None:
     """The config as the installed transformers writes it, not as this suite spells it."""
+    ours = family_config(model_type)
+    auto = AutoConfig.for_model(model_type, **{key: ours[key] for key in ours.keys() - {"model_type"}})
+    auto.save_pretrained(tmp_path)
+    written = read_config(tmp_path)
+    assert family_of(written).translate(written) == FAMILIES[model_type].translate(ours)
+    assert model_shape(written, 16) == model_shape(ours, 16)
+
+
+def test_what_transformers_saves_is_what_is_read(tmp_path: Path) -> None:
     Qwen2Config(**hf_config(rope_theta=77.0, rms_norm_eps=1e-5)).save_pretrained(tmp_path)
     written = read_config(tmp_path)
     translated = QWEN2.translate(written)
@@ -100,6 +110,24 @@ def test_llamas_rope_scaling_is_read() -> None:
         ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob=False"),
         ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers=[1]"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step=2"),
+        ("qwen3_moe", {"norm_topk_prob": None}, "'norm_topk_prob' is missing"),
+        ("qwen3_moe", {"num_experts_per_tok": None}, "'num_experts_per_tok' is missing"),
+        ("qwen3_moe", {"num_local_experts": 4}, "num_experts and num_local_experts are not the same"),
+        ("qwen3_moe", {"num_experts": "8"}, "num_experts='8' is not a positive number"),
+        ("qwen3", {"head_dim": None}, "'head_dim' is missing"),
+        ("qwen2", {"max_position_embeddings": None}, "'max_position_embeddings' is missing"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+        ("qwen2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=0.5",
+        ),
+        ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "rope factor=None is not a number"),
+        ("llama", {"rope_scaling": "llama3"}, "RoPE settings 'llama3'"),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "RoPE settings {'full_attention'"),
+        ("llama", {"rope_parameters": {"rope_theta": 1.0}}, "rope_parameters and rope_scaling say different things"),
+        ("qwen2", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config="),
     ],
     ids=repr,
 )

@@ -66,7 +66,8 @@ def test_tensors_are_views_of_their_files(model_folders: dict[str, Path]) -> Non
     again = HFReader(model_folders["tied"])
     name = "model.embed_tokens.weight"
     assert torch.equal(reader[name], again[name])
-    assert reader[name].data_ptr() == reader[name].data_ptr()
+    first, second = reader[name], reader[name]
+    assert first.data_ptr() == second.data_ptr()
 
 
 def test_tensors_may_be_written_in_any_order(tmp_path: Path) -> None:

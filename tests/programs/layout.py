@@ -64,7 +64,7 @@ class Layout:
         for step in range(STEPS):
             metrics.append(policy.train_step(step_sequences(step, sft), sft_loss if sft else policy_gradient_loss))
             if sft and step + 1 == SAVED_STEP:
-                save_checkpoint(run, policy, self.parallel, SAVED_STEP, 1, 2, Path(self.arguments["models"][model]))
+                save_checkpoint(run, policy, self.parallel, SAVED_STEP, 1, Path(self.arguments["models"][model]))
         if sft:
             self.exported(policy, f"{model}_trained")
         return metrics
@@ -75,7 +75,7 @@ class Layout:
         step = resume(RunFolder(Path(run)), policy)
         metrics = [policy.train_step(step_sequences(i, sft=True), sft_loss) for i in range(step, AGAIN_SAVED_STEP)]
         own = RunFolder(self.folder / f"run_{model}_{name}")
-        save_checkpoint(own, policy, self.parallel, AGAIN_SAVED_STEP, 1, 2, Path(self.arguments["models"][model]))
+        save_checkpoint(own, policy, self.parallel, AGAIN_SAVED_STEP, 1, Path(self.arguments["models"][model]))
         policy = self.policy(model, load=False, sp=sp)
         again = resume(own, policy)
         metrics += [policy.train_step(step_sequences(i, sft=True), sft_loss) for i in range(again, STEPS)]
