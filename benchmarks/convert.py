@@ -254,7 +254,24 @@ def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
         gib = result["peak_gib"][direction]
         rows.append({"name": f"{direction}: peak GiB", "target": f"< {MAX_GIB}", "measured": gib, "met": gib < MAX_GIB})
     exact = result["bitwise_equal"]
-    return [*rows, {"name": "bitwise equal", "target": True, "measured": exact, "met": exact}]
+    rows.append({"name": "bitwise equal", "target": True, "measured": exact, "met": exact})
+    return rows + (peer_targets(result) if "peers" in result else [])
+
+
+def peer_targets(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ours against the better peer in each figure; of memory, ours without a model against theirs with one."""
+    others = dict(result["peers"])
+    own = others.pop("ours")
+    rows = []
+    for part in ("load", "save"):
+        ratio = round(own[f"{part}_seconds"] / min(peer[f"{part}_seconds"] for peer in others.values()), 3)
+        rows.append({"name": f"{part}: time over the faster peer's", "target": "<= 1", "measured": ratio})
+        rows[-1]["met"] = ratio <= 1
+    ratio = round(max(result["peak_gib"].values()) / min(peer["peak_gib"] for peer in others.values()), 3)
+    rows.append({"name": "peak memory over the smaller peer's", "target": "<= 0.333", "measured": ratio})
+    rows[-1]["met"] = ratio <= 1 / 3
+    exact = all(system["bitwise_equal"] for system in result["peers"].values())
+    return [*rows, {"name": "all systems bitwise equal", "target": True, "measured": exact, "met": exact}]
 
 
 def main() -> None:
@@ -272,6 +289,7 @@ def main() -> None:
             result["peers"] = peers(Path(folder) / "peers", environments, arguments.repeats)
     rows = targets(result)
     versions = {package: version(package) for package in ("torch", "safetensors")}
+    versions |= {name: packages[-1][-1] for name, packages in PEERS.items()} if arguments.peers else {}
     report = {"benchmark": "convert", "versions": versions, **result}
     print(json.dumps(report | {"targets": rows, "targets_met": all(row["met"] for row in rows)}))
 

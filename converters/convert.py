@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from converters.blocks import Block, to_megatron
-from converters.errors import ConversionError
+from converters.errors import ConversionError, os_errors
 from converters.families import family_of
 from converters.families.family import Family, Weight
 from converters.fp8 import fp8_config, fp8_plan, quantise, scale_name
@@ -33,13 +33,14 @@ from converters.hf_folder import (
 )
 from converters.layout import Layout
 from converters.megatron_folder import MegatronReader, Stored, write_blocks, write_metadata
-from converters.partial import fingerprint, os_errors, partial
+from converters.partial import fingerprint, partial
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all)."""
 Unit = TypeVar("Unit")
 
 
+@os_errors()
 def hf_to_megatron(
     source: Path,
     destination: Path,
@@ -67,7 +68,7 @@ def hf_to_megatron(
     for rank, block in layout.blocks(family, shape):
         files.setdefault(rank, []).append(block)
     plan = {"source": fingerprint(source), "layout": asdict(layout), "vocab_divisor": vocab_divisor}
-    with os_errors(destination), partial(source, destination, plan, overwrite) as work:
+    with partial(source, destination, plan, overwrite) as work:
         written = dict(work.done)
         sizes = {rank: sum(_block_bytes(block, dtypes) for block in blocks) for rank, blocks in files.items()}
         check_room(work.folder, sum(size for rank, size in sizes.items() if str(rank) not in written))
@@ -121,6 +122,7 @@ def _filled(
         yield block, data
 
 
+@os_errors()
 def megatron_to_hf(
     source: Path,
     destination: Path,
@@ -158,7 +160,7 @@ def megatron_to_hf(
         tensors = fp8_plan(tensors)
     plan = {"source": fingerprint(source), "like": fingerprint(like), "shard_bytes": shard_bytes}
     plan |= {"dtype": str(dtype), "fp8": fp8}
-    with os_errors(destination), partial(source, destination, plan, overwrite) as work:
+    with partial(source, destination, plan, overwrite) as work:
         copy_other_files(like, work.folder)
         _write_config(work.folder, hf_config, tensors, fp8)
         if (source / "README.md").is_file():

@@ -87,16 +87,6 @@ def partial(source: Path, destination: Path, plan: dict[str, Any], overwrite: bo
 
 
 @contextmanager
-def os_errors(destination: Path) -> Iterator[None]:
-    """What the system refuses becomes one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"{error.strerror or error}; mend that and give the same command again"
-        raise ConversionError(f"{error.filename or destination}: {reason}") from error
-
-
-@contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of `folder`; the lock ends with this process, however it ends."""
     descriptor = os.open(folder, os.O_RDONLY)

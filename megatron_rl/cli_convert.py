@@ -101,12 +101,13 @@ def check(
     Ends with a one-line JSON summary on standard output.
     """
     from converters.compare import compare, open_checkpoint
+    from converters.errors import os_errors
     from megatron_rl.progress import console
 
     a, b = _checkpoint(first), _checkpoint(second)
-    in_a, in_b = open_checkpoint(a, like), open_checkpoint(b, like)
     differences = 0
-    with _bytes_bar("comparing", unit="tensors") as progress:
+    with os_errors(), _bytes_bar("comparing", unit="tensors") as progress:
+        in_a, in_b = open_checkpoint(a, like), open_checkpoint(b, like)
         for difference in compare(in_a, in_b, workers, progress):
             differences += 1
             console.print(f"{difference.name}: {difference.what}", soft_wrap=True, markup=False)

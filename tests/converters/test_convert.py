@@ -412,7 +412,7 @@ def test_a_disk_that_fills_up_is_one_clear_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(converters.convert.HFWriter, "write", full)
-    with pytest.raises(ConversionError, match=r"out: No space left on device; mend that and give the same command"):
+    with pytest.raises(ConversionError, match=r"No space left on device; mend that and give the same command"):
         megatron_to_hf(megatron, tmp_path / "out")
 
 
@@ -452,6 +452,12 @@ def test_damaged_megatron_checkpoints_are_refused(
     with pytest.raises(ConversionError, match=message):
         megatron_to_hf(megatron, tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConversionError, match=r"file/\.out\.partial: Not a directory; mend that"):
+        hf_to_megatron(source, tmp_path / "file" / "out", Layout())
 
 
 def test_messages_are_one_line(source: Path, tmp_path: Path) -> None:
