@@ -144,7 +144,9 @@ def test_at_learning_rate_0_nothing_is_learnt(demo: Path) -> None:
 
 
 def test_with_shuffled_advantages_the_rise_is_gone(demo: Path, tmp_path: Path) -> None:
-    arguments = {"recipe": str(RECIPES / "math.yaml"), "overrides": math_again(demo, "shuffled")}
+    # Six steps: by then the demo itself has most of its rise.
+    overrides = math_again(demo, "shuffled", **{"grpo.max_num_steps": 6})
+    arguments = {"recipe": str(RECIPES / "math.yaml"), "overrides": overrides}
     with started_job("train_on_shuffled_advantages.py", arguments, ranks=2, folder=tmp_path) as job:
         job.wait(RUN_SECONDS)
     assert rise(demo / "runs/shuffled") < 0.10

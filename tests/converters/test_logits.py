@@ -14,6 +14,7 @@ from converters.hf_config import read_config
 from converters.layout import Layout
 
 LENGTH, TOLERANCE = 256, 1e-4
+TP, PP = 2, 2
 # Short enough for Llama's scaling to change some of the frequencies at positions below 256, on either side.
 CHANGES = {"llama": {"rope_theta": 500000.0}}
 NAMES = [f"{family}_{kind}" for family in FAMILY_CONFIGS for kind in ("tied", "untied")]
@@ -34,28 +35,22 @@ def tokens() -> list[int]:
     return torch.randint(0, 500, (LENGTH,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
-@pytest.fixture(scope="module", params=[(2, 2), (1, 1)], ids=["tp2_pp2", "one_rank"])
-def folder(
-    request: pytest.FixtureRequest,
-    models: dict[str, Path],
-    tokens: list[int],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+@pytest.fixture(scope="module")
+def folder(models: dict[str, Path], tokens: list[int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of one job's results; the checkpoints it loads are cut for another layout than its own."""
-    tp, pp = request.param
     root = tmp_path_factory.mktemp("logits")
     checkpoints = {name: str(root / name) for name in models}
     for name, source in models.items():
         experts = 4 if "moe" in name else 1
-        hf_to_megatron(source, root / name, Layout(tp=1, pp=4, ep=experts), vocab_divisor=16 * tp)
+        hf_to_megatron(source, root / name, Layout(tp=1, pp=4, ep=experts), vocab_divisor=16 * TP)
     arguments = {
         "models": {name: str(path) for name, path in models.items()},
         "checkpoints": checkpoints,
-        "tp": tp,
-        "pp": pp,
+        "tp": TP,
+        "pp": PP,
         "tokens": tokens,
     }
-    counts = run_job("logits.py", arguments, ranks=tp * pp, folder=root / "job")
+    counts = run_job("logits.py", arguments, ranks=TP * PP, folder=root / "job")
     assert counts.keys() == models.keys()
     return root / "job"
 
