@@ -421,3 +421,20 @@ def test_agrees_with_labelled_programs() -> None:
         same += verdict is verdicts[row["verdict"]]
     # a few labels say RTE where a runner's own preamble hid three-argument pow; those programs print wrong answers
     assert same >= 0.95 * len(rows)
+
+
+def test_libraries_below_tmp_are_not_hidden_by_the_scratch_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a clone or an environment that lies in /tmp; programs then write elsewhere, and find it as well."""
+    assert sandbox.private_scratch("/usr", "/home/me/.venv") == "/tmp"
+    assert sandbox.private_scratch("/usr", "/tmp/clone/.venv") == "/scratch"
+    monkeypatch.setattr(sandbox, "private_scratch", lambda *libraries: "/scratch")
+    program = (
+        "import tempfile\nopen('a', 'w').write('6')\ntempfile.TemporaryFile().write(b'x')\nprint(open('a').read())"
+    )
+    box = sandbox._strongest()
+    try:
+        with box.program(program, 5.0) as running:
+            outcome = running.run("", None)
+    finally:
+        box.close()
+    assert (outcome.status, outcome.output) == (0, b"6\n"), outcome

@@ -26,9 +26,13 @@ _START_SECONDS = 60.0  # a cold disk and 64 siblings; only a broken machine need
 _MARGIN_SECONDS = 10.0  # beyond a test's limit, before the sandbox itself is given up
 _STOP_SECONDS = 5.0
 _ERROR_BYTES = 4096
-_PRIVATE_SCRATCH = "/tmp"  # in the sandbox's own root
 _ROOT = str(Path(__file__).resolve().parents[2])
 _BOOT = "import sys; sys.path.insert(0, {!r}); from verifiers.code import child; del sys.path[0]; child.main()"
+
+
+def private_scratch(*libraries: str) -> str:
+    """Where programs write, in the sandbox's own root: /tmp, unless libraries lie below it, which it would hide."""
+    return "/scratch" if any(path.startswith("/tmp/") for path in libraries) else "/tmp"
 
 
 class SandboxError(RuntimeError):
@@ -90,7 +94,7 @@ class Sandbox:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._base: str | None = None
-        scratch = _PRIVATE_SCRATCH
+        scratch = private_scratch(_ROOT, sys.prefix, sys.base_prefix)
         if not namespaces:
             self._base = tempfile.mkdtemp(prefix="verify-code-")
             os.chmod(self._base, 0o711)  # the sandbox may run as another user
