@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -79,7 +79,8 @@ def partial(source: Path, destination: Path, plan: dict[str, Any], overwrite: bo
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         if destination.is_symlink() or (destination.exists() and not (overwrite and destination.is_dir())):
-            folder.rmdir() if not any(folder.iterdir()) else None
+            with suppress(OSError):  # what an earlier attempt left there stays
+                folder.rmdir()
             raise ConversionError(f"{destination}: exists already; give another folder, or --overwrite for a folder")
         work = Partial(folder, plan)
         yield work
