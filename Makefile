@@ -21,10 +21,10 @@ demo: $(INSTALLED)  ## Train a small model: SFT, math RL, code RL, export. Optio
 	$(BIN)/megatron-rl data tiny runs/tiny_world
 	$(BIN)/megatron-rl pipeline recipes/tiny/pipeline.yaml $(if $(SEED),seed=$(SEED) name=demo_seed_$(SEED))
 
-test: $(INSTALLED)  ## Run the tests (about five minutes on two cores).
+test: $(INSTALLED)  ## Run the tests (five to thirteen minutes on two cores).
 	$(BIN)/python -m pytest -m "not long"
 
-test-long: $(INSTALLED)  ## Run the demo and what it promises (about twenty minutes).
+test-long: $(INSTALLED)  ## Run the demo and what it promises (about half an hour).
 	$(BIN)/python -m pytest -m long
 
 lint: $(INSTALLED)  ## ruff and mypy.
