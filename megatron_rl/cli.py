@@ -1,18 +1,24 @@
 """The command line. torch, vLLM and Megatron are imported only by the commands that need them."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from converters.errors import ConversionError
 from megatron_rl.cli_convert import app as convert_app
-from megatron_rl.errors import InputError, RunStopped
+from megatron_rl.cli_launch import launch
+from megatron_rl.cli_plan import plan
+from megatron_rl.errors import RESTART_EXIT_CODE, STOPPED_EXIT_CODE, InputError, Preempted, RunStopped
+
+if TYPE_CHECKING:
+    from megatron_rl.config.schema import TrainConfig
 
 app = typer.Typer(
     help="Strictly on-policy reinforcement learning on Megatron-Core and vLLM.",
@@ -25,6 +31,8 @@ data_app = typer.Typer(help="Make datasets.", no_args_is_help=True)
 app.add_typer(verify_app, name="verify")
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
+app.command()(plan)
+app.command()(launch)
 
 Recipe = Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, for example grpo.max_num_steps=5.")]
@@ -34,7 +42,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
 
 
 def main() -> None:
-    """Entry point: bad input ends with one line and status 2, a stopped run with one line and status 1."""
+    """Entry point: a user's mistake ends with one line and status 2, a run that a guard stopped with 3."""
     try:
         app()
     except (InputError, ConversionError) as error:
@@ -42,7 +50,11 @@ def main() -> None:
         raise SystemExit(2) from None
     except RunStopped as error:
         print(f"megatron-rl: stopped: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(STOPPED_EXIT_CODE) from None
+    except Preempted as error:
+        if os.environ.get("RANK") == "0":
+            print(f"megatron-rl: {error}", file=sys.stderr)
+        raise SystemExit(RESTART_EXIT_CODE) from None
 
 
 class Extract(StrEnum):
@@ -54,25 +66,43 @@ class Extract(StrEnum):
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run one stage (SFT or GRPO), from its newest checkpoint if it has one."""
     from megatron_rl.config.loader import load_config
-    from megatron_rl.launcher import is_rank, run_ranks
-    from megatron_rl.preflight import preflight
 
-    config = load_config(recipe, overrides or [])
-    preflight(config)
-    if not is_rank():
-        raise SystemExit(run_ranks(config, ["train", str(recipe), *(overrides or [])]))
-    from megatron_rl.train import train as train_rank
-
-    train_rank(config)
+    _train(load_config(recipe, overrides or []), ["train", str(recipe), *(overrides or [])])
 
 
 @app.command()
-def pipeline(recipe: Recipe, overrides: Overrides = None) -> None:
+def pipeline(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="Run only this one; the settings are then its own.")] = None,
+) -> None:
     """Run several stages, each from the last one's checkpoint; finished ones are skipped."""
-    from megatron_rl.pipeline import load_pipeline, run_pipeline
+    from megatron_rl.pipeline import load_pipeline, load_stage, run_pipeline
 
-    pipeline_config, stages = load_pipeline(recipe, overrides or [])
-    raise SystemExit(run_pipeline(pipeline_config, stages))
+    if stage is None:
+        pipeline_config, stages = load_pipeline(recipe, overrides or [])
+        raise SystemExit(run_pipeline(pipeline_config, stages))
+    config = load_stage(recipe, stage, overrides or [])
+    _train(config, ["pipeline", str(recipe), "--stage", stage, *(overrides or [])])
+
+
+@app.command()
+def command(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="A stage of the pipeline.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Its first unfinished stage of this domain: math or code.")] = None,
+) -> None:
+    """Check a recipe and its files, and print the command that every task of a job has to run."""
+    import shlex
+
+    from megatron_rl.command import check_command, first_unfinished, training_command
+
+    if domain is not None:
+        stage = first_unfinished(recipe, overrides or [], domain)
+    argv = training_command(recipe, overrides or [], stage)
+    check_command(recipe, overrides or [], stage)
+    print(shlex.join(argv))
 
 
 @verify_app.command("math")
@@ -133,6 +163,23 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     from megatron_rl.doctor import collect, show
 
     raise SystemExit(show(collect(), as_json=as_json))
+
+
+def _train(config: "TrainConfig", arguments: list[str]) -> None:
+    """Run a stage: as the rank that this process is, or by starting the ranks with `arguments`."""
+    from megatron_rl.launcher import run_ranks, take_rank
+    from megatron_rl.preemption import listen
+    from megatron_rl.preflight import preflight
+
+    is_rank = take_rank()
+    if is_rank:
+        listen()  # before anything starts a thread
+    preflight(config)
+    if not is_rank:
+        raise SystemExit(run_ranks(config, arguments))
+    from megatron_rl.train import train as train_rank
+
+    train_rank(config)
 
 
 @contextmanager

@@ -1,4 +1,9 @@
-"""The one exception that means: the user can fix this."""
+"""The exceptions that end a command with one line; each has its exit status."""
+
+STOPPED_EXIT_CODE = 3
+"""A guard found the run broken: no restart helps before a person has looked."""
+RESTART_EXIT_CODE = 75
+"""An expired deadline, or a preemption: start the same command again (EX_TEMPFAIL)."""
 
 
 class InputError(ValueError):
@@ -6,4 +11,9 @@ class InputError(ValueError):
 
 
 class RunStopped(RuntimeError):
-    """A guard found the run broken and stopped it; the message is one line that says what, by how much, what to do."""
+    """A guard found the run broken and stopped it; the message is one line that says what, by how much, what to do.
+    The CLI exits with 3."""
+
+
+class Preempted(RuntimeError):
+    """The run was told to stop, and did after saving; the same command carries on. The CLI exits with 75."""

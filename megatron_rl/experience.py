@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from megatron_rl.config.schema import VerifierConfig
 from megatron_rl.data.problems import Problem
+from megatron_rl.parallel import stop_if_preempted
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.samples import Sample, Sampling
@@ -67,12 +68,17 @@ class ExperienceMaker:
         sampling: Sampling,
         seed: str,
         on_progress: OnProgress,
+        may_stop: bool = False,
     ) -> Experience:
         """Generate and verify; called by all ranks together.
 
         Args:
             problems, prompts: the step's problems and their prompts' token ids, in the same order.
             seed: from which every sample's own seed is derived.
+            may_stop: heed a request to stop.
+
+        Raises:
+            Preempted: on all ranks; nothing of what was generated is kept.
         """
         total = len(problems) * samples_per_prompt
         samples: list[Sample] = []
@@ -84,7 +90,9 @@ class ExperienceMaker:
             on_progress("generating", len(samples), total)
 
         begin = time.monotonic()
-        self._rollout.generate(prompts, samples_per_prompt, sampling, seed, on_sample)
+        self._rollout.generate(prompts, samples_per_prompt, sampling, seed, on_sample, may_stop)
+        if may_stop:
+            stop_if_preempted()
         generated = time.monotonic()
         on_progress("verifying", sum(v.done() for v in verdicts), total)
         # The pool kills at every task's own deadline; this one only catches a pool that has itself gone wrong.

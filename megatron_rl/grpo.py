@@ -35,6 +35,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
         sampling,
         seed=f"{stage.config.seed}/{step}",
         on_progress=stage.show,
+        may_stop=True,
     )
     stage.timings |= {
         "generation": experience.generation_seconds,

@@ -1,17 +1,18 @@
 """Starts the ranks of a run on this machine when neither `torchrun` nor Slurm has done so."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from megatron_rl.config.schema import TrainConfig
-from megatron_rl.errors import InputError
+from megatron_rl.errors import RESTART_EXIT_CODE, InputError
 from megatron_rl.run_folder import RunFolder
 
 # Libraries announce each missing optional kernel in every process; `doctor` tells it once.
@@ -19,19 +20,38 @@ _QUIET = {"PYTHONWARNINGS": "ignore", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_
 # The first process of the ranks' group. When the launcher closes its end of the pipe, or dies, it kills the group:
 # the ranks and all that they and their libraries started.
 _KEEPER = ("sh", "-c", "read -r _; kill -s KILL 0")
+# Where the ranks of a Slurm job meet, by the number of the job.
+_FIRST_PORT, _PORTS = 20000, 10000
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 
 
-def is_rank() -> bool:
-    """This process was started as one rank of a job."""
+def take_rank() -> bool:
+    """Take this process's place among the ranks of a job, if `torchrun`, `srun` or `run_ranks` gave it one."""
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        os.environ |= _of_slurm_task(os.environ)
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _of_slurm_task(task: Mapping[str, str]) -> dict[str, str]:
+    """What `torchrun` would have told the rank that `srun` started with the variables `task`."""
+    nodes = re.match(r"([^,[]+)(?:\[(\w+))?", task["SLURM_STEP_NODELIST"])  # node[003-018,021],other
+    assert nodes is not None
+    first_host = nodes[1] + (nodes[2] or "")
+    return {
+        "RANK": task["SLURM_PROCID"],
+        "LOCAL_RANK": task["SLURM_LOCALID"],
+        "WORLD_SIZE": task["SLURM_STEP_NUM_TASKS"],
+        "MASTER_ADDR": task.get("MASTER_ADDR", first_host),
+        "MASTER_PORT": task.get("MASTER_PORT", str(_FIRST_PORT + int(task["SLURM_JOB_ID"]) % _PORTS)),
+    } | {key: value for key, value in _QUIET.items() if key not in task}
 
 
 def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
     """Run `python -m megatron_rl ARGUMENTS` once per rank and wait; the first exit status that is not 0, else 0.
 
-    Rank 0 speaks to the terminal, the others to `RUN/logs/rank_N.log`. When one rank fails the others are ended.
+    Rank 0 speaks to the terminal, the others to `RUN/logs/rank_N.log`. When one rank fails the others are ended. A
+    SIGUSR1 or SIGTERM is passed on to the ranks, which save and stop.
 
     Raises:
         InputError: the recipe wants several nodes, which one machine cannot start.
@@ -46,6 +66,7 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
         keeper = subprocess.Popen(_KEEPER, stdin=subprocess.PIPE, process_group=0)
         ranks: list[subprocess.Popen[bytes]] = []
         stack.callback(_end, ranks, keeper)
+        stack.enter_context(_passing_on(ranks))
         port = free_port()
         for rank in range(config.world_size):
             output = None if rank == 0 else stack.enter_context(open(logs / f"rank_{rank}.log", "wb"))
@@ -59,6 +80,22 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
                 )
             )
         return _wait(ranks, logs)
+
+
+@contextmanager
+def _passing_on(ranks: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """Within the block a request to stop goes to the ranks."""
+
+    def pass_on(number: int, frame: object) -> None:
+        for rank in ranks:
+            rank.send_signal(signal.SIGUSR1)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -77,23 +114,25 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
         statuses = [rank.poll() for rank in ranks]
         for number, status in enumerate(statuses):
             if status not in (None, 0):
-                if number != 0:
+                if number != 0 and status != RESTART_EXIT_CODE:
                     print(f"megatron-rl: rank {number} failed; see {logs / f'rank_{number}.log'}", file=sys.stderr)
+                _wait_for_the_others(ranks)
                 return status if status > 0 else 128 - status
         if all(status == 0 for status in statuses):
             return 0
         time.sleep(_POLL_SECONDS)
 
 
-def _end(ranks: Sequence["subprocess.Popen[bytes]"], keeper: "subprocess.Popen[bytes]") -> None:
-    """End the ranks that still run: politely, then, with all that they left behind, for certain."""
-    for rank in ranks:
-        if rank.poll() is None:
-            rank.send_signal(signal.SIGTERM)
+def _wait_for_the_others(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Ranks mostly fail together: let each say why, for a while."""
     limit = time.monotonic() + _GRACE_SECONDS
     with suppress(subprocess.TimeoutExpired):
         for rank in ranks:
             rank.wait(max(0.0, limit - time.monotonic()))
+
+
+def _end(ranks: Sequence["subprocess.Popen[bytes]"], keeper: "subprocess.Popen[bytes]") -> None:
+    """End the ranks that still run, and all that they left behind."""
     os.killpg(keeper.pid, signal.SIGKILL)
     keeper.communicate()
     for rank in ranks:

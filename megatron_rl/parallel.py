@@ -12,7 +12,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.device import DeviceSetup, setup_device
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, Preempted
+from megatron_rl.preemption import is_requested
 from megatron_rl.processes import die_with_parent
 
 T = TypeVar("T")
@@ -87,3 +88,15 @@ def broadcast_object(value: T | None, source: int = 0) -> T:
     received = box[0]
     assert received is not None
     return received
+
+
+def stop_if_preempted() -> None:
+    """Called by all ranks together.
+
+    Raises:
+        Preempted: on all of them, if one of them was told to stop.
+    """
+    told = torch.tensor(int(is_requested()), device=torch.cuda.current_device())
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    if told.item():
+        raise Preempted("told to stop")

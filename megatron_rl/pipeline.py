@@ -73,6 +73,30 @@ def load_pipeline(recipe: Path, overrides: Sequence[str]) -> tuple[PipelineConfi
     return merged, stages
 
 
+_OF_PIPELINE = ("name", "output_dir", "seed")
+
+
+def load_stage(recipe: Path, name: str, overrides: Sequence[str]) -> TrainConfig:
+    """The checked configuration of one stage of a pipeline; an override is of this stage, or of the whole pipeline
+    where that has such a key (`output_dir=...`).
+
+    Raises:
+        InputError: as `load_pipeline`, or there is no such stage.
+    """
+    known = [entry.get("name") for entry in compose(recipe).get("stages", [])]
+    if name not in known:
+        raise InputError(f"{recipe}: has no stage {name!r}; its stages are {known}")
+    of_pipeline, of_stage = split_overrides(overrides)
+    _, stages = load_pipeline(recipe, [*of_pipeline, *(f"{name}.{override}" for override in of_stage)])
+    return next(config for config in stages if config.name == name)
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of the pipeline, and those of a stage."""
+    of_pipeline = [override for override in overrides if override.partition("=")[0] in _OF_PIPELINE]
+    return of_pipeline, [override for override in overrides if override not in of_pipeline]
+
+
 def _stage_config(
     recipe: Path, pipeline: PipelineConfig, entry: StageEntry, given: DictConfig | None, before: Sequence[TrainConfig]
 ) -> TrainConfig:

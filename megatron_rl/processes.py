@@ -9,8 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-DEADLINE_EXIT_CODE = 75
-"""Exit status after an expired deadline (EX_TEMPFAIL): starting the same command again may help."""
+from megatron_rl.errors import RESTART_EXIT_CODE
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,13 +23,13 @@ def die_with_parent() -> None:
 def deadline(seconds: float, waiting_for: str) -> Iterator[None]:
     """End this process with one clear line and all stacks if the block takes longer than `seconds`.
 
-    A wait inside native code cannot be interrupted by an exception, so the process exits with `DEADLINE_EXIT_CODE`.
+    A wait inside native code cannot be interrupted by an exception, so the process exits with `RESTART_EXIT_CODE`.
     """
 
     def expire() -> None:
         print(f"megatron-rl: gave up after {seconds:.0f} s: {waiting_for}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
-        os._exit(DEADLINE_EXIT_CODE)
+        os._exit(RESTART_EXIT_CODE)
 
     timer = threading.Timer(seconds, expire)
     timer.daemon = True

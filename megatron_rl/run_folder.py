@@ -56,6 +56,10 @@ class RunFolder:
         """Where the checkpoint of `step` lies."""
         return self.path / "checkpoints" / f"{CHECKPOINT_PREFIX}{step}"
 
+    def has_checkpoint(self, step: int) -> bool:
+        """The checkpoint of `step` is complete."""
+        return (self.checkpoint(step) / MANIFEST).is_file()
+
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         found = [p for p in (self.path / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*") if (p / MANIFEST).is_file()]

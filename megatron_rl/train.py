@@ -8,13 +8,18 @@ run logged beyond its last checkpoint is dropped and done again, with the same r
 """
 
 import time
+from collections.abc import Callable
+
+import torch.distributed as dist
 
 from converters.hf_config import HF_FILES
 from megatron_rl.algorithms.losses import sft_loss
 from megatron_rl.checkpoint import remove_old_checkpoints, save_checkpoint
 from megatron_rl.config.schema import Algorithm, TrainConfig
+from megatron_rl.errors import Preempted
 from megatron_rl.grpo import grpo_step
 from megatron_rl.model_card import model_card
+from megatron_rl.parallel import stop_if_preempted
 from megatron_rl.policy.batch import TrainSequence
 from megatron_rl.stage import Stage, open_stage
 from megatron_rl.summary import write_stage_summary
@@ -27,17 +32,16 @@ def train(config: TrainConfig) -> None:
     Raises:
         InputError: what the user can fix.
         RunStopped: a guard found the run broken.
+        Preempted: the run was told to stop.
     """
     begin = time.monotonic()
-    run_step = sft_step if config.algorithm is Algorithm.SFT else grpo_step
     with open_stage(config) as stage:
         if stage.rollout is not None:
             stage.rollout.sync(stage.start_step)
         if stage.start_step == 0 and stage.validation_sets and config.validation.at_start:
             report_step(stage, 0, validate(stage, 0))
             stage.timings.clear()
-        for step in range(stage.start_step, config.max_num_steps):
-            finish_step(stage, step + 1, run_step(stage, step))
+        run_steps(stage, sft_step if config.algorithm is Algorithm.SFT else grpo_step)
         if stage.exporter is not None:
             if stage.exporter.step != config.max_num_steps:  # an earlier start had made the last step
                 stage.exporter.start(config.max_num_steps, stage.run.hf)
@@ -45,6 +49,27 @@ def train(config: TrainConfig) -> None:
             stage.exporter.wait()
         if stage.parallel.is_main:
             write_stage_summary(stage, time.monotonic() - begin)
+        dist.barrier()  # a launcher may end the others as soon as the first has ended
+
+
+def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) -> None:
+    """All steps that are left.
+
+    Raises:
+        Preempted: this rank or another was told to stop; what had been done is saved.
+    """
+    done, last = stage.start_step, stage.config.max_num_steps
+    try:
+        for step in range(stage.start_step, last):
+            metrics = run_step(stage, step)
+            done = step + 1
+            finish_step(stage, done, metrics)
+            if done < last:
+                stop_if_preempted()
+    except Preempted:
+        if done > stage.start_step and not stage.run.has_checkpoint(done):
+            save(stage, done)
+        raise Preempted(f"told to stop after step {done}, which is saved; start the same command again") from None
 
 
 def sft_step(stage: Stage, step: int) -> dict[str, float]:

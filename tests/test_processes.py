@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rl.processes import DEADLINE_EXIT_CODE, deadline
+from megatron_rl.errors import RESTART_EXIT_CODE
+from megatron_rl.processes import deadline
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 20.0
@@ -38,7 +39,7 @@ with deadline(0.5, "rank 3: weight sync 7"):
     begin = time.monotonic()
     process = python(code)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == DEADLINE_EXIT_CODE == 75
+    assert process.returncode == RESTART_EXIT_CODE == 75
     assert stderr.splitlines()[0].startswith("megatron-rl: gave up after ")
     assert "rank 3: weight sync 7" in stderr.splitlines()[0]
     assert "Traceback" not in stderr.splitlines()[0]

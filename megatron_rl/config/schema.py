@@ -24,6 +24,11 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class FP8Recipe(StrEnum):
+    TENSORWISE = "tensorwise"
+    BLOCKWISE = "blockwise"
+
+
 class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
@@ -69,6 +74,14 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FP8Config:
+    """The linear layers' matrix products in FP8 (E4M3 forward, Transformer Engine on Hopper); weights stay bfloat16."""
+
+    recipe: FP8Recipe = FP8Recipe.BLOCKWISE
+    """How factors are scaled: one per tensor, or one per 128 x 128 block of weights and 1 x 128 of activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     model_name: str | None = None
     """Hugging Face folder: config, tokenizer, and weights to start from."""
@@ -77,10 +90,15 @@ class PolicyConfig:
     from_scratch: ScratchConfig | None = None
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+    """Ranks that share every sequence, each holding a part of its tokens."""
     sequence_parallel: bool = False
+    activation_checkpointing: bool = False
+    """Keep only each layer's input in the forward pass and compute the layer again in the backward pass."""
     precision: Precision = Precision.BF16
     max_total_sequence_length: int = MISSING
     """Prompt and response together, in tokens."""
+    fp8: FP8Config | None = None
     micro_batch_tokens: int = 16384
     """Token budget of one packed micro-batch; a longer sample is a micro-batch of its own."""
     logprob_chunk_tokens: int = 1024
@@ -93,6 +111,8 @@ class PolicyConfig:
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     temperature: float = 1.0
+    temperature_by_epoch: tuple[float, ...] = ()
+    """Instead of `temperature`: that of the first pass over the data, of the second, and so on; the last one stays."""
     top_p: float = 1.0
     top_k: int = -1
     max_new_tokens: int = MISSING
@@ -116,6 +136,14 @@ class GRPOConfig:
     num_prompts_per_step: int = 128
     num_generations_per_prompt: int = 8
     max_num_steps: int = MISSING
+    overlong_filtering: bool = False
+    """Truncated samples count as wrong in their group's advantages, but are left out of the loss."""
+    updates_per_batch: int = 1
+    """Optimizer steps per generated batch. Above 1 all but the first are off-policy: the ratio to the log-probs of the
+    policy that generated is clipped as in PPO."""
+    ratio_clip_min: float = 0.2
+    """The ratio is clipped to [1 - this, 1 + ratio_clip_max]; without effect at one update per batch."""
+    ratio_clip_max: float = 0.2
     max_token_mult_prob_error: float = 1.05
     """Stop when the mean of exp|policy - rollout log-prob| passes this: the engine no longer samples the policy."""
     max_infra_error_fraction: float = 0.05

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from converters.model import HFExport
 from megatron_rl.config.schema import GenerationConfig, Precision
 from megatron_rl.parallel import Parallel, broadcast_object
+from megatron_rl.preemption import is_requested
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
 
@@ -69,12 +70,14 @@ class Rollout:
         sampling: Sampling,
         seed: str,
         on_sample: OnSample,
+        may_stop: bool = False,
     ) -> None:
         """Generate `samples_per_prompt` responses to every prompt; each goes to `on_sample` of the rank whose engine
         made it, the moment it ends.
 
         Args:
             seed: every sample's own seed is derived from this, its prompt and its place in the group.
+            may_stop: a request to stop ends this rank's share early.
         """
         self._round += 1
         engine = self._engine
@@ -94,7 +97,7 @@ class Rollout:
         engine.hold()
         more = fill()
         engine.release()
-        while engine.in_flight:
+        while engine.in_flight and not (may_stop and is_requested()):
             with deadline(self._timeout, f"rank {self._parallel.rank}: next output of vLLM {engine.name}"):
                 ended = list(engine.step())
             for sample in ended:

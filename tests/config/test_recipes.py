@@ -22,7 +22,7 @@ def name_of(path: Path) -> str:
 def kind(path: Path) -> str:
     """A pipeline, a recipe of one stage, or a part that others inherit."""
     keys = compose(path).keys()
-    return "pipeline" if "stages" in keys else "stage" if "algorithm" in keys else "part"
+    return "pipeline" if "stages" in keys else "stage" if "name" in keys else "part"
 
 
 def leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

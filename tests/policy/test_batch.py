@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_sequences
 
-from megatron_rl.policy.batch import MicroBatch, TrainSequence, micro_batches, pack, split_over_ranks
+from megatron_rl.policy.batch import MicroBatch, TrainSequence, micro_batches
+from megatron_rl.policy.packing import pack, split_over_ranks
 
 CPU = torch.device("cpu")
 lengths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=40)

@@ -20,7 +20,7 @@ from verifiers.verdict import Verdict
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 PAIRS = Path(__file__).parent / "math_pairs.txt"
-HOSTILE_SECONDS = 0.25
+HOSTILE_SECONDS = 5.0
 
 
 def pairs() -> list[tuple[str, str, bool]]:

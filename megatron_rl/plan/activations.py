@@ -1,0 +1,159 @@
+"""Bytes that forward and backward pass of one micro-batch need on one rank, from sizes.
+
+`LOCAL` is Megatron's local layer spec as the CPU runs it; a test measures it. `TRANSFORMER_ENGINE` follows what
+Transformer Engine's modules keep for the backward pass (`ctx.save_for_backward` in `LayerNormLinear`, `Linear` and the
+fused attention), Megatron's `SwiGLUFunction` and its unfused RoPE.
+
+Letters: T a rank's tokens, S those of them that it holds between tensor-parallel regions (T / TP with sequence
+parallelism), H hidden size, A query size, K key-value size, D head dimension, F feed-forward size, C a chunk's tokens,
+V vocabulary; A, K, F and V are this rank's parts.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from converters.hf_config import ModelShape
+from megatron_rl.config.schema import PolicyConfig, Precision
+
+_FP32 = 4
+
+
+class Spec(StrEnum):
+    TRANSFORMER_ENGINE = "transformer_engine"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Of one pipeline stage, in bytes.
+
+    Attributes:
+        kept: held from the forward to the backward pass, for all micro-batches in flight.
+        layer_work: on top of it while one layer's backward pass runs.
+        log_prob_work: on top of it while log-probs are computed or their backward pass runs; 0 but on the last stage.
+    """
+
+    kept: float
+    layer_work: float
+    log_prob_work: float
+
+    @property
+    def peak(self) -> float:
+        """Most at any moment."""
+        return self.kept + max(self.layer_work, self.log_prob_work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """This rank's sizes, by the letters above; `e`: bytes per element, `linear_e`: of what linear layers read."""
+
+    T: float
+    S: float
+    H: int
+    A: float
+    K: float
+    D: int
+    F: float
+    heads: float
+    e: int
+    linear_e: int
+
+
+def activations(
+    policy: PolicyConfig, shape: ModelShape, spec: Spec, stage: int, layers: int, tokens: int
+) -> Activations:
+    """What stage `stage` of the pipeline, with `layers` decoder layers, needs for micro-batches of `tokens` tokens."""
+    sizes = _sizes(policy, shape, tokens)
+    pp = policy.pipeline_model_parallel_size
+    last = stage == pp - 1
+    hidden = sizes.S * sizes.H * sizes.e
+    layer = _layer_kept(sizes, spec)
+    work = _layer_work(sizes, spec, policy.sequence_parallel)
+    if policy.activation_checkpointing:
+        # Every layer's input, and the stage's output; then one layer again, all of it.
+        kept, work = (layers + 1) * hidden, layer + work
+    else:
+        kept = layers * layer + hidden
+    in_flight = pp - stage  # the schedule starts this many forward passes before the stage's first backward pass
+    log_probs = 0.0
+    if last:
+        # Only while log-probs are computed: the final norm's output, gathered where it was cut.
+        log_probs = _final_norm(sizes, spec, policy) + log_prob_bytes(policy, shape, sizes.T)
+    return Activations(in_flight * kept, work, log_probs)
+
+
+def log_prob_bytes(policy: PolicyConfig, shape: ModelShape, tokens: float) -> float:
+    """Peak of `policy/log_probs.py` above its inputs and outputs, for `tokens` tokens.
+
+    It counts the buffers that live at once. Forward, of [C, V] in fp32: the logits before and after the temperature,
+    and the last chunk's logits and weights. Backward: of [C, V] the logits twice again, and what is left of the last
+    chunk's (in fp32 and the policy's precision); of [V, H] the gradient's sum in fp32 and one product; of [T, H] the
+    hidden states' gradient, in the end twice: in pieces and as a whole.
+    """
+    element = element_bytes(policy)
+    chunk = min(policy.logprob_chunk_tokens, tokens)
+    vocabulary = shape.padded_vocab_size / policy.tensor_model_parallel_size
+    cast = 0 if element == _FP32 else element  # in fp32 a cast makes no copy
+    logits = chunk * vocabulary
+    product = vocabulary * shape.hidden_size * element
+    hidden = tokens * shape.hidden_size * element
+    while_computing = logits * (3 * _FP32 + cast)
+    at_the_end = logits * (_FP32 + cast) + (product if cast else 0) + hidden
+    while_adding = logits * (_FP32 + cast) + product
+    backward = vocabulary * shape.hidden_size * _FP32 + hidden + max(while_computing, while_adding, at_the_end)
+    return max(4 * logits * _FP32, backward)
+
+
+def element_bytes(policy: PolicyConfig) -> int:
+    """Of one weight or activation."""
+    return 2 if policy.precision is Precision.BF16 else 4
+
+
+def _sizes(policy: PolicyConfig, shape: ModelShape, tokens: int) -> _Sizes:
+    tp = policy.tensor_model_parallel_size
+    own = tokens / policy.context_parallel_size
+    element = element_bytes(policy)
+    return _Sizes(
+        T=own,
+        S=own / tp if policy.sequence_parallel else own,
+        H=shape.hidden_size,
+        A=shape.query_size / tp,
+        K=shape.key_value_size / tp,
+        D=shape.head_dim,
+        F=shape.ffn_hidden_size / tp,
+        heads=shape.num_attention_heads / tp,
+        e=element,
+        linear_e=1 if policy.fp8 is not None else element,
+    )
+
+
+def _layer_kept(x: _Sizes, spec: Spec) -> float:
+    """All that one layer's backward pass reads."""
+    rope = 4 * x.T * x.D * x.e  # cosine and sine, for queries and keys
+    statistics = x.T * x.heads * _FP32 + 2 * x.S * _FP32  # of softmax and of both norms
+    if spec is Spec.TRANSFORMER_ENGINE:
+        norms = 2 * x.S * x.H * (x.e + x.linear_e)  # inputs, and outputs as linear layers read them
+        # Queries, keys, values, and the output, which FP8's linear layer reads from a copy.
+        attention = x.T * (2 * x.A + 2 * x.K) * x.e + (x.T * x.A if x.linear_e != x.e else 0)
+        mlp = 2 * x.T * x.F * x.e + x.T * x.F * x.linear_e  # before and after SwiGLU
+        return norms + attention + mlp + rope + statistics
+    norms = 2 * x.S * x.H * 3 * x.e  # input, normed, times the weight
+    # Keys and values repeated for every query head; queries, keys and values before and after they are laid side by
+    # side; the output before and after.
+    attention = 8 * x.T * x.A * x.e + 8 * x.T
+    mlp = 5 * x.T * x.F * x.e  # both halves, SiLU of one, the other plus its offset 0, the product
+    return norms + attention + mlp + rope + statistics
+
+
+def _layer_work(x: _Sizes, spec: Spec, sequence_parallel: bool) -> float:
+    """Gradients and gathered inputs while the MLP's backward pass runs, which is a layer's largest."""
+    if spec is Spec.TRANSFORMER_ENGINE:
+        # Gradients of SwiGLU's output and input; the layer's own and, under sequence parallelism, whole: the input
+        # gathered again and its gradient before it is scattered.
+        return 3 * x.T * x.F * x.e + (x.S + (2 * x.T if sequence_parallel else x.T)) * x.H * x.e
+    return 2 * x.T * x.F * x.e + x.S * x.H * x.e
+
+
+def _final_norm(x: _Sizes, spec: Spec, policy: PolicyConfig) -> float:
+    own = x.S * x.H * x.e * (2 if spec is Spec.LOCAL else 1)
+    return own + (x.T * x.H * x.e if policy.sequence_parallel else 0)

@@ -1,0 +1,143 @@
+"""A rank's place in a job, as `srun` tells it; what a request to stop does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_rl.launcher import take_rank
+from megatron_rl.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_SECONDS = 120.0
+TASK = {
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NODELIST": "gpu7",
+    "SLURM_JOB_ID": "4711",
+}
+OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of a task of `srun`; what is set in a test is undone after it."""
+    for key in OF_TORCHRUN:
+        monkeypatch.setenv(key, "")  # remembered, and put back
+        monkeypatch.delenv(key)
+    for key, value in TASK.items():
+        monkeypatch.setenv(key, value)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("gpu7,gpu9", "gpu7"),
+        ("gpu[003-018,021]", "gpu003"),
+        ("gpu[12,14]", "gpu12"),
+        ("a-b[5-6],c[1-2]", "a-b5"),
+        ("login.cluster,gpu[1-2]", "login.cluster"),
+    ],
+)
+def test_a_task_of_srun_is_a_rank_that_meets_the_others_on_the_first_node(
+    task: pytest.MonkeyPatch, nodes: str, first: str
+) -> None:
+    task.setenv("SLURM_STEP_NODELIST", nodes)
+    assert take_rank()
+    found = [os.environ[key] for key in OF_TORCHRUN]
+    assert found == ["11", "3", "16", first, "24711"]
+
+
+def test_a_given_meeting_place_is_kept(task: pytest.MonkeyPatch) -> None:
+    task.setenv("MASTER_ADDR", "10.0.0.1")
+    task.setenv("MASTER_PORT", "1234")
+    assert take_rank()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.1", "1234")
+
+
+def test_a_step_of_one_task_starts_its_own_ranks(task: pytest.MonkeyPatch) -> None:
+    task.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert not take_rank()
+
+
+def test_a_batch_script_is_no_rank(task: pytest.MonkeyPatch) -> None:
+    task.delenv("SLURM_STEP_NUM_TASKS")
+    assert not take_rank()
+
+
+# Preemption ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(model_folders: dict[str, Path], tmp_path: Path) -> Path:
+    """SFT of two ranks, which take all of `PATIENCE_SECONDS` unless they are stopped."""
+    lines = [{"prompt": f"{i} + 1 =", "answer": str(i + 1), "response": "easy"} for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = {
+        "algorithm": "sft",
+        "name": "cut",
+        "output_dir": str(tmp_path / "runs"),
+        "cluster": {"gpus_per_node": 2},
+        "policy": {
+            "model_name": str(model_folders["untied"]),
+            "max_total_sequence_length": 256,
+            "precision": "fp32",
+            "tensor_model_parallel_size": 2,
+        },
+        "sft": {"max_num_steps": 100_000, "global_batch_size": 4},
+        "data": {"path": str(tmp_path / "data.jsonl")},
+        "checkpointing": {"save_period": 100_000},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "recipe.yaml"
+
+
+def train(recipe: Path, *overrides: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_rl", "train", str(recipe), *overrides],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def metrics(run: RunFolder) -> list[dict[str, float]]:
+    """Without those that a clock makes."""
+    return [
+        {key: value for key, value in line.items() if not key.startswith(("timing/", "performance/", "time"))}
+        for line in run.metric_lines()
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_run_told_to_stop_saves_and_the_same_command_carries_on(recipe: Path, number: signal.Signals) -> None:
+    run = RunFolder(recipe.parent / "runs" / "cut")
+    process = train(recipe)
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while len(run.metric_lines()) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < limit, "no step within the deadline"
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.send_signal(number)  # a second one is safe
+    _, output = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 75, output
+    (saved,) = run.checkpoints()
+    steps = len(run.metric_lines())
+    assert saved.name == f"step_{steps}"
+    assert output.splitlines()[-1] == (
+        f"megatron-rl: told to stop after step {steps}, which is saved; start the same command again"
+    )
+    rest = f"sft.max_num_steps={steps + 2}"
+    for overrides in ([rest], [rest, "name=uncut"]):
+        assert train(recipe, *overrides).wait(PATIENCE_SECONDS) == 0
+    assert metrics(run) == metrics(RunFolder(recipe.parent / "runs" / "uncut"))
