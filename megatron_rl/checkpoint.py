@@ -61,7 +61,7 @@ def save_checkpoint(
         (temporary / HF_FILES).mkdir()
         copy_other_files(model, temporary / HF_FILES)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        manifest = Manifest(step, seed, {"tp": parallel.tp, "pp": parallel.pp, "dp": parallel.dp})
+        manifest = Manifest(step, seed, parallel.layout)
         write_json(temporary / MANIFEST, asdict(manifest))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -75,14 +75,14 @@ def remove_old_checkpoints(run: RunFolder, keep_last: int, exported: int | None 
             shutil.rmtree(old)
 
 
-def resume(run: RunFolder, policy: Policy) -> int:
+def resume(run: RunFolder, policy: Policy, updates_per_step: int = 1) -> int:
     """Load the newest checkpoint of the run, if there is one; the number of steps it has made."""
     found = run.checkpoints()
     if not found:
         return 0
     step = Manifest(**json.loads((found[-1] / MANIFEST).read_text(encoding="utf-8"))).step
     state = dist_checkpointing.load(policy.sharded_state(with_optimizer=True, is_loading=True), str(found[-1]))
-    policy.load_state(state, step)
+    policy.load_state(state, step * updates_per_step)
     return step
 
 

@@ -32,7 +32,8 @@ def launch(
         return
     experiment = launch_jobs(recipe, settings, executor=executor, stage=stage, site=site)
     for job in experiment.jobs:
-        print(f"{job.id}: {job.handle}, output in {job.executor.job_dir}")
+        folder = job.executor.job_dir if executor == "local" else job.executor.job_details.folder
+        print(f"{job.id}: {job.handle}, output in {folder}")
     bad = [f"{job.id} {job.state.name.lower()}" for job in experiment.jobs if job.state.name in ("FAILED", "CANCELLED")]
     if bad:
         print(f"megatron-rl: {', '.join(bad)}; see above", file=sys.stderr)

@@ -13,7 +13,6 @@ import typer
 
 from megatron_rl.errors import InputError
 
-
 _NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 

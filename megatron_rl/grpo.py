@@ -1,15 +1,18 @@
-"""One strictly on-policy GRPO step: one batch, one update, no old log-probs (arXiv 2505.16400, section 3.1)."""
+"""One GRPO step: one batch and, on-policy, one update without old log-probs (arXiv 2505.16400, section 3.1)."""
 
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from megatron_rl.algorithms.advantages import group_advantages
 from megatron_rl.algorithms.losses import policy_gradient_loss
-from megatron_rl.config.schema import GRPOConfig
+from megatron_rl.config.schema import GenerationConfig, GRPOConfig
 from megatron_rl.errors import RunStopped
 from megatron_rl.experience import Experience, ScoredSample
 from megatron_rl.policy.batch import TrainSequence
+from megatron_rl.policy.policy import Policy
 from megatron_rl.rollout.samples import Sampling
 from megatron_rl.stage import Stage
 from megatron_rl.validate import sample_record
@@ -17,7 +20,7 @@ from verifiers.verdict import Verdict
 
 
 def grpo_step(stage: Stage, step: int) -> dict[str, float]:
-    """Generate, verify, and make one update; the step's metrics.
+    """Generate, verify, and update; the step's metrics.
 
     Raises:
         RunStopped: engine and policy disagree, or verification is broken.
@@ -27,7 +30,9 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     assert generation is not None
     assert stage.experience is not None
     prompt_set = stage.train_set.take(stage.batch(step, config.num_prompts_per_step))
-    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
+    temperature = temperature_of(generation, stage.epoch(step, config.num_prompts_per_step))
+    stage.policy.temperature = temperature
+    sampling = Sampling(temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
     experience = stage.experience.collect(
         prompt_set.problems,
         prompt_set.prompts,
@@ -45,7 +50,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     scored = [sample for sample in experience.samples if sample.result.verdict is not Verdict.INFRA_ERROR]
     advantages = sample_advantages(scored)
     with stage.phase("policy_training"):
-        result = stage.policy.train_step(to_sequences(scored, advantages), policy_gradient_loss)
+        result = update(stage.policy, scored, advantages, config)
     _check_mismatch(result, config, step)
     stage.log_samples(
         f"step_{step + 1}",
@@ -54,7 +59,38 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
             for sample, advantage in list(zip(scored, advantages, strict=True))[: stage.config.logger.samples_per_step]
         ],
     )
-    return {f"train/{name}": value for name, value in result.items()} | experience_metrics(experience, advantages)
+    metrics = experience_metrics(experience, advantages) | {"generation/temperature": temperature}
+    return {f"train/{name}": value for name, value in result.items()} | metrics
+
+
+def temperature_of(generation: GenerationConfig, epoch: int) -> float:
+    """The sampling temperature in an epoch, counted from 0."""
+    by_epoch = generation.temperature_by_epoch or (generation.temperature,)
+    return by_epoch[min(epoch, len(by_epoch) - 1)]
+
+
+def update(
+    policy: Policy, samples: Sequence[ScoredSample], advantages: Sequence[float], config: GRPOConfig
+) -> dict[str, float]:
+    """The optimizer steps of a batch, each on its share of the prompts.
+
+    Returns:
+        Metrics as means over the updates; those of the mismatch with the engine are of the first one.
+    """
+    loss = partial(policy_gradient_loss, clip_min=config.ratio_clip_min, clip_max=config.ratio_clip_max)
+    share = config.num_prompts_per_step // config.updates_per_batch
+    shares: list[list[TrainSequence]] = []
+    for number in range(config.updates_per_batch):
+        mine = [i for i, sample in enumerate(samples) if sample.prompt_index // share == number]
+        members = [samples[i] for i in mine]
+        shares.append(to_sequences(members, [advantages[i] for i in mine], config.overlong_filtering))
+    for later in shares[1:]:
+        later[:] = [
+            replace(sequence, old_log_probs=old) for sequence, old in zip(later, policy.log_probs(later), strict=True)
+        ]
+    results = [policy.train_step(sequences, loss) for sequences in shares if sequences]
+    names = {name for result in results for name in result}
+    return {name: statistics.fmean(result[name] for result in results if name in result) for name in sorted(names)}
 
 
 def sample_advantages(samples: Sequence[ScoredSample]) -> list[float]:
@@ -65,14 +101,23 @@ def sample_advantages(samples: Sequence[ScoredSample]) -> list[float]:
     return [advantage for rewards in groups.values() for advantage in group_advantages(rewards)]
 
 
-def to_sequences(samples: Sequence[ScoredSample], advantages: Sequence[float]) -> list[TrainSequence]:
+def to_sequences(
+    samples: Sequence[ScoredSample], advantages: Sequence[float], overlong_filtering: bool = False
+) -> list[TrainSequence]:
     """What the policy trains on: samples with an advantage, weighted over all response tokens of the batch.
+
+    With `overlong_filtering` truncated samples are left out, of the normaliser too.
 
     Groups without spread have no gradient and are left out of forward and backward, yet their tokens stay in the
     normaliser: leaving them out saves time and changes nothing. A step of only such groups keeps one sample, of weight
     0, on which the mismatch between engine and policy is measured.
     """
-    tokens = sum(len(sample.sample.tokens) for sample in samples)
+    kept = [
+        (sample, advantage)
+        for sample, advantage in zip(samples, advantages, strict=True)
+        if not (overlong_filtering and sample.sample.truncated)
+    ]
+    tokens = sum(len(sample.sample.tokens) for sample, _ in kept)
     sequences = [
         TrainSequence(
             tokens=sample.sample.request.prompt_tokens + sample.sample.tokens,
@@ -80,7 +125,7 @@ def to_sequences(samples: Sequence[ScoredSample], advantages: Sequence[float]) -
             weight=advantage / tokens,
             rollout_log_probs=sample.sample.log_probs,
         )
-        for sample, advantage in zip(samples, advantages, strict=True)
+        for sample, advantage in kept
     ]
     return [sequence for sequence in sequences if sequence.weight != 0.0] or sequences[:1]
 

@@ -32,6 +32,13 @@ class Parallel:
     dp: int
     dp_rank: int
     device: DeviceSetup
+    cp: int = 1
+    cp_rank: int = 0
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """The sizes, for people."""
+        return {"tp": self.tp, "pp": self.pp, "cp": self.cp, "dp": self.dp}
 
     @property
     def is_main(self) -> bool:
@@ -65,6 +72,7 @@ def setup_parallel(config: TrainConfig) -> Parallel:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.policy.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.policy.pipeline_model_parallel_size,
+        context_parallel_size=config.policy.context_parallel_size,
         distributed_timeout_minutes=config.cluster.timeout_minutes,
     )
     model_parallel_cuda_manual_seed(config.seed)
@@ -77,6 +85,8 @@ def setup_parallel(config: TrainConfig) -> Parallel:
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         dp=parallel_state.get_data_parallel_world_size(),
         dp_rank=parallel_state.get_data_parallel_rank(),
+        cp=parallel_state.get_context_parallel_world_size(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
         device=device,
     )
 

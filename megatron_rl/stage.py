@@ -77,6 +77,10 @@ class Stage:
         """Indices of the training problems of a step: a pure function of seed and step."""
         return batch_indices(len(self.train_set.problems), size, step, self.config.seed, self.config.data.shuffle)
 
+    def epoch(self, step: int, size: int) -> int:
+        """Passes over the training data that were complete before a step."""
+        return step * size // len(self.train_set.problems)
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase of the step and show it."""
@@ -179,13 +183,9 @@ def _prompt_set(config: TrainConfig, data: DataConfig, tokenizer: PreTrainedToke
 
 def _policy(config: TrainConfig, run: RunFolder, folder: Path, parallel: Parallel) -> tuple[Policy, int]:
     architecture = Architecture.of_folder(folder, config.policy)
-    # SFT imitates at temperature 1; GRPO scores samples under the very distribution they were drawn from.
-    temperature = 1.0
-    if config.algorithm is Algorithm.GRPO:
-        assert config.generation is not None
-        temperature = config.generation.temperature
-    policy = Policy(config.policy, architecture, parallel, temperature)
-    step = resume(run, policy)
+    policy = Policy(config.policy, architecture, parallel)
+    updates = config.grpo.updates_per_batch if config.grpo is not None else 1
+    step = resume(run, policy, updates)
     if step == 0 and config.policy.from_checkpoint is not None:
         load_weights(find_checkpoint(Path(config.policy.from_checkpoint)), policy)
     elif step == 0:

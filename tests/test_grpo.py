@@ -7,12 +7,20 @@ import pytest
 import torch
 
 from megatron_rl.algorithms.losses import policy_gradient_loss
-from megatron_rl.config.schema import Domain, GRPOConfig
+from megatron_rl.config.schema import Domain, GenerationConfig, GRPOConfig
 from megatron_rl.data.problems import Problem
 from megatron_rl.errors import RunStopped
 from megatron_rl.experience import Experience, ScoredSample, verification_task
-from megatron_rl.grpo import _check_infra_errors, _check_mismatch, experience_metrics, sample_advantages, to_sequences
-from megatron_rl.policy.batch import micro_batches
+from megatron_rl.grpo import (
+    _check_infra_errors,
+    _check_mismatch,
+    experience_metrics,
+    sample_advantages,
+    temperature_of,
+    to_sequences,
+    update,
+)
+from megatron_rl.policy.batch import Share, TrainSequence, micro_batches
 from megatron_rl.rollout.samples import Sample, SampleRequest
 from megatron_rl.validate import accuracies
 from verifiers.tasks import CodeTask, MathTask
@@ -56,10 +64,67 @@ def test_the_normaliser_counts_all_response_tokens_of_the_batch() -> None:
     assert sequences[0].rollout_log_probs == samples[0].sample.log_probs
 
 
+def test_overlong_filtering_leaves_truncated_samples_out_of_loss_and_normaliser_but_not_of_the_group() -> None:
+    samples = [
+        scored(0, Verdict.PASS, 4),
+        scored(0, Verdict.NO_ANSWER, 90, truncated=True),
+        scored(0, Verdict.WRONG, 6),
+    ]
+    advantages = sample_advantages(samples)
+    assert advantages[0] == pytest.approx(2 / math.sqrt(3), abs=1e-5)  # of one right among three
+    (right, wrong) = to_sequences(samples, advantages, overlong_filtering=True)
+    assert (right.weight, wrong.weight) == (advantages[0] / 10, advantages[2] / 10)
+    assert len(to_sequences(samples, advantages)) == 3
+    assert to_sequences(samples[1:2], [1.0], overlong_filtering=True) == []
+
+
+def test_the_temperature_of_an_epoch() -> None:
+    by_epoch = GenerationConfig(max_new_tokens=1, temperature_by_epoch=(0.6, 0.8, 1.0))
+    assert [temperature_of(by_epoch, epoch) for epoch in range(5)] == [0.6, 0.8, 1.0, 1.0, 1.0]
+    assert temperature_of(GenerationConfig(max_new_tokens=1, temperature=0.85), 3) == 0.85
+
+
+class Recorder:
+    """Stands for the policy where only the order of its calls is asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[TrainSequence]]] = []
+
+    def log_probs(self, sequences: list[TrainSequence]) -> list[list[float]]:
+        self.calls.append(("log_probs", sequences[:]))
+        return [[-0.5] * (len(s.tokens) - s.prompt_length) for s in sequences]
+
+    def train_step(self, sequences: list[TrainSequence], loss: Any) -> dict[str, float]:
+        self.calls.append(("train_step", sequences[:]))
+        return {"loss": float(len(self.calls)), "lr": 1.0}
+
+
+def test_two_updates_take_half_of_the_prompts_each_the_second_against_log_probs_from_before_the_first() -> None:
+    samples = [scored(prompt, verdict, 3 + prompt) for prompt in range(4) for verdict in (Verdict.PASS, Verdict.WRONG)]
+    config = GRPOConfig(max_num_steps=1, num_prompts_per_step=4, updates_per_batch=2)
+    recorder = Recorder()
+    found = update(recorder, samples, sample_advantages(samples), config)  # type: ignore[arg-type]
+    assert [name for name, _ in recorder.calls] == ["log_probs", "train_step", "train_step"]
+    first, second = recorder.calls[1][1], recorder.calls[2][1]
+    assert [len(s.tokens) for s in first] == [5, 5, 6, 6]
+    assert [len(s.tokens) for s in second] == [7, 7, 8, 8]
+    assert not any(s.old_log_probs for s in first)
+    assert [s.old_log_probs for s in second] == [[-0.5] * n for n in (5, 5, 6, 6)]
+    assert [s.weight for s in first] == pytest.approx([a / 14 for a in sample_advantages(samples[:4])])
+    assert found == {"loss": 2.5, "lr": 1.0}
+
+
+def test_one_update_needs_no_old_log_probs() -> None:
+    samples = [scored(0, Verdict.PASS), scored(0, Verdict.WRONG)]
+    recorder = Recorder()
+    update(recorder, samples, [0.7, -0.7], GRPOConfig(max_num_steps=1))  # type: ignore[arg-type]
+    assert [name for name, _ in recorder.calls] == ["train_step"]
+
+
 def test_leaving_out_groups_without_spread_changes_no_gradient() -> None:
     samples = [scored(0, Verdict.PASS, 4), scored(0, Verdict.WRONG, 6), scored(1, Verdict.WRONG, 9)]
     advantages = sample_advantages([*samples, scored(1, Verdict.WRONG, 5)])[:3]
-    (batch,) = micro_batches(to_sequences(samples, advantages), 0, 1, 1000, 1, torch.device("cpu"))
+    (batch,) = micro_batches(to_sequences(samples, advantages), Share(), 1000, torch.device("cpu"))
     log_probs = torch.zeros(len(batch.tokens), requires_grad=True)
     policy_gradient_loss(log_probs, torch.zeros(len(batch.tokens)), batch)[0].backward()
     assert log_probs.grad is not None

@@ -21,15 +21,23 @@ def sft_loss(log_probs_T: Tensor, entropy_T: Tensor, batch: MicroBatch) -> tuple
     return loss, _sums(loss, entropy_T, batch)
 
 
-def policy_gradient_loss(log_probs_T: Tensor, entropy_T: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-sum_t r_t w_t with r_t = pi(o_t) / pi_old(o_t), w_t = A_t over the normaliser (arXiv 2505.16400, eq. 1).
+def policy_gradient_loss(
+    log_probs_T: Tensor, entropy_T: Tensor, batch: MicroBatch, clip_min: float = 0.2, clip_max: float = 0.2
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-sum_t min(r_t w_t, clip(r_t, 1 - clip_min, 1 + clip_max) w_t) with r_t = pi(o_t) / pi_old(o_t) and
+    w_t = A_t over the normaliser (arXiv 2505.16400, eq. 1).
 
-    One update per batch: pi_old is pi itself, so r_t is 1 in value and its gradient that of the log-prob; clipping and
-    a second pass for old log-probs have nothing to do.
+    In a batch's first update pi_old is pi itself: r_t is 1 in value and its gradient that of the log-prob; clipping and
+    old log-probs have nothing to do.
     """
-    ratio_T = torch.exp(log_probs_T - log_probs_T.detach())
-    loss = -(ratio_T * batch.weights).sum()
+    first = batch.old_log_probs is None
+    ratio_T = torch.exp(log_probs_T - (log_probs_T.detach() if batch.old_log_probs is None else batch.old_log_probs))
+    plain_T, clipped_T = ratio_T * batch.weights, ratio_T.clamp(1 - clip_min, 1 + clip_max) * batch.weights
+    loss = -torch.minimum(plain_T, clipped_T).sum()
     sums = _sums(loss, entropy_T, batch)
+    if not first:
+        sums["clip_fraction"] = (clipped_T < plain_T).sum()
+        return loss, sums
     log_ratio_T = (log_probs_T.detach() - batch.rollout_log_probs)[batch.response_mask].double()
     sums["token_mult_prob_error"] = log_ratio_T.abs().exp().sum()
     sums["gen_kl_error"] = (log_ratio_T.exp() - log_ratio_T - 1).sum()

@@ -5,11 +5,12 @@ from megatron_rl.errors import InputError
 
 _POSITIVE = (
     *("seed", "cluster.num_nodes", "cluster.gpus_per_node", "cluster.timeout_minutes"),
+    *("policy.tensor_model_parallel_size", "policy.pipeline_model_parallel_size", "policy.context_parallel_size"),
     *("policy.micro_batch_tokens", "policy.max_total_sequence_length", "policy.logprob_chunk_tokens"),
     "policy.make_vocab_size_divisible_by",
     *("generation.max_new_tokens", "generation.tensor_parallel_size", "generation.num_engines"),
     *("generation.max_num_seqs", "generation.sync_bucket_mib", "generation.timeout_minutes"),
-    *("grpo.num_prompts_per_step", "sft.global_batch_size", "verifier.num_workers"),
+    *("grpo.num_prompts_per_step", "grpo.updates_per_batch", "sft.global_batch_size", "verifier.num_workers"),
     *("checkpointing.save_period", "checkpointing.keep_last", "validation.num_generations_per_prompt"),
 )
 
@@ -45,18 +46,22 @@ def _check_sections(config: TrainConfig) -> None:
             f"grpo.num_generations_per_prompt={config.grpo.num_generations_per_prompt}: "
             "a group's advantage needs at least 2 samples"
         )
+    if config.grpo is not None and config.grpo.num_prompts_per_step % config.grpo.updates_per_batch:
+        raise InputError(
+            f"grpo.updates_per_batch={config.grpo.updates_per_batch} does not divide "
+            f"grpo.num_prompts_per_step={config.grpo.num_prompts_per_step}; an update takes whole groups"
+        )
 
 
 def _check_layout(config: TrainConfig) -> None:
     policy, world = config.policy, config.world_size
     tp, pp = policy.tensor_model_parallel_size, policy.pipeline_model_parallel_size
-    for name, size in (("tensor_model_parallel_size", tp), ("pipeline_model_parallel_size", pp)):
-        if size < 1:
-            raise InputError(f"policy.{name}={size}: must be at least 1")
-    if world % (tp * pp):
+    cp = policy.context_parallel_size
+    if world % (tp * pp * cp):
         raise InputError(
-            f"cluster.num_nodes x cluster.gpus_per_node = {world} ranks is not a multiple of "
-            f"policy.tensor_model_parallel_size x policy.pipeline_model_parallel_size = {tp} x {pp}; change one of them"
+            f"cluster.num_nodes x cluster.gpus_per_node = {world} ranks is not a multiple of the policy's "
+            f"tensor_model_parallel_size x pipeline_model_parallel_size x context_parallel_size = {tp} x {pp} x {cp}; "
+            "change one of them"
         )
     if policy.sequence_parallel and tp == 1:
         raise InputError("policy.sequence_parallel=true needs policy.tensor_model_parallel_size above 1; it is 1")
@@ -77,8 +82,10 @@ def _check_generation(generation: GenerationConfig, config: TrainConfig) -> None
                 f"generation.top_p={generation.top_p}, generation.top_k={generation.top_k}: training samples from the "
                 "policy itself, which filtering changes; set generation.top_p=1.0 and generation.top_k=-1"
             )
-        if generation.temperature <= 0:
-            raise InputError(f"generation.temperature={generation.temperature}: training needs a temperature above 0")
+        for name in ("temperature", "temperature_by_epoch"):
+            value = getattr(generation, name)
+            if min(value if isinstance(value, tuple) else (value,), default=1.0) <= 0:
+                raise InputError(f"generation.{name}={value}: training needs a temperature above 0")
     if generation.max_new_tokens >= config.policy.max_total_sequence_length:
         raise InputError(
             f"generation.max_new_tokens={generation.max_new_tokens} leaves no room for a prompt in "

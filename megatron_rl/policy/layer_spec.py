@@ -3,16 +3,20 @@
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from megatron_rl.policy.batch import positions_of
 
 
 def layer_spec(
@@ -53,7 +57,8 @@ class PackedAttention(torch.nn.Module):
     """Causal attention within each sequence of a packed batch, as Transformer Engine's THD attention.
 
     The sequences are laid side by side, padded on the right to the longest. A causal mask alone then keeps padding
-    out of every real token's sight, so torch's fused kernel serves and no mask is built.
+    out of every real token's sight, so torch's fused kernel serves and no mask is built. With context parallelism every
+    rank gathers all tokens and keeps its own: right, not fast.
     """
 
     def __init__(
@@ -83,6 +88,20 @@ class PackedAttention(torch.nn.Module):
     ) -> Tensor:
         """[T, A*D]."""
         assert packed_seq_params is not None
+        group = parallel_state.get_context_parallel_group()
+        if group.size() == 1:
+            return self._whole(query, key, value, packed_seq_params)
+        positions_T = [positions_of(packed_seq_params.cu_seqlens_q, rank, group.size()) for rank in range(group.size())]
+        order = torch.cat(positions_T).argsort()
+
+        def gathered(part: Tensor) -> Tensor:
+            everything: Tensor = gather_from_sequence_parallel_region(part, group=group)
+            return everything.index_select(0, order)
+
+        mixed = self._whole(gathered(query), gathered(key), gathered(value), packed_seq_params)
+        return mixed.index_select(0, positions_T[group.rank()])
+
+    def _whole(self, query: Tensor, key: Tensor, value: Tensor, packed_seq_params: PackedSeqParams) -> Tensor:
         cu_seqlens, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
         starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
         sequence = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)

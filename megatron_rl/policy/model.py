@@ -20,6 +20,7 @@ from converters.families.family import Family
 from converters.hf_config import ModelShape, model_shape, read_config
 from converters.model import ModelGroups
 from megatron_rl.config.schema import PolicyConfig, Precision
+from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.layer_spec import layer_spec
 from megatron_rl.policy.log_probs import token_log_probs, vocabulary_part
@@ -117,12 +118,15 @@ def build_model(
 def _transformer_config(config: PolicyConfig, architecture: Architecture, parallel: Parallel) -> TransformerConfig:
     dtype = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
     return TransformerConfig(
+        **_recomputation(config),
+        **_fp8(config, parallel),
         **architecture.family.translate(architecture.hf_config).transformer,
         activation_func=torch.nn.functional.silu,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        context_parallel_size=config.context_parallel_size,
         sequence_parallel=config.sequence_parallel,
         pipeline_dtype=dtype,
         params_dtype=dtype,
@@ -138,6 +142,22 @@ def _transformer_config(config: PolicyConfig, architecture: Architecture, parall
         bias_dropout_fusion=parallel.device.type == "cuda",
         gradient_accumulation_fusion=False,
     )
+
+
+def _recomputation(config: PolicyConfig) -> dict[str, Any]:
+    if not config.activation_checkpointing:
+        return {}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def _fp8(config: PolicyConfig, parallel: Parallel) -> dict[str, Any]:
+    if config.fp8 is None:
+        return {}
+    if not parallel.device.transformer_engine:
+        raise InputError(
+            f"policy.fp8.recipe={config.fp8.recipe} needs Transformer Engine on a GPU; set policy.fp8=null"
+        )
+    return {"fp8": "e4m3", "fp8_recipe": config.fp8.recipe.value}
 
 
 def model_groups() -> ModelGroups:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -22,9 +23,11 @@ from converters.model import HFExport, load_hf
 from megatron_rl.algorithms.losses import TokenLoss
 from megatron_rl.config.schema import OptimizerConfig, PolicyConfig, Precision
 from megatron_rl.parallel import Parallel
-from megatron_rl.policy.batch import MicroBatch, TrainSequence, micro_batches
+from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, micro_batches
 from megatron_rl.policy.model import Architecture, PolicyModel, build_model, model_groups
 
+_FP8_MULTIPLE = 128
+"""Tokens of one rank's matrix products come in multiples of a scaling block (Transformer Engine)."""
 _CHECKPOINT_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -32,7 +35,8 @@ class Policy:
     """This rank's part of the policy and its optimizer.
 
     Args:
-        temperature: log-probs are those of the distribution sampled at this temperature.
+        temperature: log-probs are those of the distribution sampled at this temperature: GRPO scores samples under the
+            very distribution they were drawn from, SFT imitates at 1.
     """
 
     def __init__(
@@ -55,6 +59,15 @@ class Policy:
     def export(self) -> HFExport:
         """The current weights as Hugging Face tensors; all ranks of the model iterate it in step."""
         return HFExport([self.model], self.architecture.family, self.architecture.shape, model_groups())
+
+    @property
+    def temperature(self) -> float:
+        """Of the distribution whose log-probs the policy gives."""
+        return self.model.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.model.temperature = value
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,10 +99,10 @@ class Policy:
         found: list[tuple[int, list[float]]] = []
 
         def collect(log_probs_T: Tensor, entropy_T: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            values, mask = self._whole(log_probs_T, batch), self._whole(batch.response_mask, batch)
             for position, index in enumerate(batch.members):
-                start, end = int(batch.cu_seqlens[position]), int(batch.cu_seqlens[position + 1])
-                mask = batch.response_mask[start:end]
-                found.append((index, log_probs_T[start:end][mask].tolist()))
+                place = slice(int(batch.cu_seqlens[position]), int(batch.cu_seqlens[position + 1]))
+                found.append((index, values[place][mask[place]].tolist()))
             return log_probs_T.sum(), {}
 
         with torch.no_grad():
@@ -123,16 +136,20 @@ class Policy:
             self.optimizer.reload_model_params()
         self._scheduler.step(increment=step)
 
+    def _whole(self, values_T: Tensor, batch: MicroBatch) -> Tensor:
+        """The values of the whole micro-batch, of which each context-parallel rank has a share."""
+        whole = values_T.new_zeros(int(batch.cu_seqlens[-1])).index_copy(0, batch.positions, values_T)
+        if self.parallel.cp > 1:
+            dist.all_reduce(whole, group=parallel_state.get_context_parallel_group())
+        return whole
+
     def _micro_batches(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
-        multiple = self.parallel.tp if self.config.sequence_parallel else 1
-        return micro_batches(
-            sequences,
-            self.parallel.dp_rank,
-            self.parallel.dp,
-            self.config.micro_batch_tokens,
-            multiple,
-            self.parallel.device.torch_device,
-        )
+        parallel = self.parallel
+        multiple = parallel.tp if self.config.sequence_parallel else 1
+        if self.config.fp8 is not None:
+            multiple *= _FP8_MULTIPLE
+        share = Share(parallel.dp_rank, parallel.dp, parallel.cp_rank, parallel.cp, multiple)
+        return micro_batches(sequences, share, self.config.micro_batch_tokens, parallel.device.torch_device)
 
     def _run(self, batches: Sequence[MicroBatch], loss: TokenLoss, forward_only: bool = False) -> dict[str, float]:
         """Forward (and backward) over all micro-batches; the sums of the loss's metrics over all ranks."""
@@ -145,7 +162,7 @@ class Policy:
             micro_batch_size=1,
             forward_only=forward_only,
         )
-        # Every stage joins the sum; only one tensor-parallel rank of the last stage brings something to it.
+        # Every rank joins the sum; of each set of tokens only one rank, of the last stage, brings something to it.
         brings = self.parallel.is_last_stage and self.parallel.tp_rank == 0
         mine: dict[str, float] = {}
         for output in outputs if brings else []:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_rl.algorithms.losses import TokenLoss, policy_gradient_loss, sft_loss
-from megatron_rl.policy.batch import MicroBatch, TrainSequence, micro_batches
+from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, micro_batches
 
 SEQUENCES = [
     TrainSequence((1, 2, 3, 4), 2, 0.25, (-1.0, -2.0)),
@@ -17,7 +17,7 @@ SEQUENCES = [
 
 @pytest.fixture
 def batch() -> MicroBatch:
-    (batch,) = micro_batches(SEQUENCES, 0, 1, budget=100, multiple=4, device=torch.device("cpu"))
+    (batch,) = micro_batches(SEQUENCES, Share(multiple=4), budget=100, device=torch.device("cpu"))
     return batch
 
 
@@ -50,6 +50,24 @@ def test_the_sft_loss_is_the_weighted_negative_log_likelihood(batch: MicroBatch)
     loss.backward()
     assert log_probs.grad is not None
     assert torch.equal(log_probs.grad, -batch.weights)
+
+
+def test_against_old_log_probs_the_ratio_is_clipped_only_where_that_lowers_the_objective() -> None:
+    """Ratios 2, 0.5, 1.1 for a good sample (weight 0.25) and 2, 0.5 for a bad one (weight -0.5)."""
+    steps = [[math.log(2), math.log(0.5), math.log(1.1)], [math.log(2), math.log(0.5)]]
+    sequences = [
+        TrainSequence((1, 2, 3, 4), 1, 0.25, old_log_probs=[-1.0 - d for d in steps[0]]),
+        TrainSequence((5, 6, 7), 1, -0.5, old_log_probs=[-1.0 - d for d in steps[1]]),
+    ]
+    (batch,) = micro_batches(sequences, Share(), budget=100, device=torch.device("cpu"))
+    log_probs = torch.full((5,), -1.0, requires_grad=True)
+    loss, sums = policy_gradient_loss(log_probs, torch.zeros(5), batch, clip_min=0.3, clip_max=0.4)
+    loss.backward()
+    assert float(loss) == pytest.approx(-(0.25 * (1.4 + 0.5 + 1.1) - 0.5 * (2 + 0.7)), rel=1e-6)
+    assert log_probs.grad is not None
+    wanted = [0.0, -0.25 * 0.5, -0.25 * 1.1, 0.5 * 2, 0.0]
+    assert log_probs.grad.tolist() == pytest.approx(wanted, rel=1e-5)
+    assert int(sums["clip_fraction"]) == 2
 
 
 @pytest.mark.parametrize("loss", [sft_loss, policy_gradient_loss])

@@ -29,14 +29,20 @@ def log_probs(model: PreTrainedModel, sequence: TrainSequence) -> tuple[Tensor, 
     return every.gather(1, tokens[0, sequence.prompt_length :, None]).squeeze(1), -(every.exp() * every).sum(-1)
 
 
-def loss_and_gradients(model: PreTrainedModel, sequences: Sequence[TrainSequence], sft: bool) -> dict[str, float]:
-    """Loss, global gradient norm and mean entropy; the gradients stay in the model."""
+def loss_and_gradients(
+    model: PreTrainedModel, sequences: Sequence[TrainSequence], sft: bool, old: Sequence[Tensor] | None = None
+) -> dict[str, float]:
+    """Loss, global gradient norm and mean entropy; the gradients stay in the model.
+
+    `old` are log-probs of the policy that generated; without them it is the policy itself.
+    """
     model.zero_grad()
     loss, entropies = 0.0, []
-    for sequence in sequences:
+    for number, sequence in enumerate(sequences):
         found, entropy = log_probs(model, sequence)
-        # GRPO with pi_old = pi: the ratio is 1 in value and has the gradient of the log-prob.
-        terms = found if sft else torch.exp(found - found.detach())
+        ratio = torch.exp(found - (found.detach() if old is None else old[number]))
+        clipped = ratio.clamp(0.8, 1.2)
+        terms = found if sft else torch.where(sequence.weight * ratio < sequence.weight * clipped, ratio, clipped)
         part = -(sequence.weight * terms).sum()
         part.backward()
         loss += part.item()

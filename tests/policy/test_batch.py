@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_sequences
 
-from megatron_rl.policy.batch import MicroBatch, TrainSequence, micro_batches
+from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, micro_batches, positions_of
 from megatron_rl.policy.packing import pack, split_over_ranks
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ lengths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 def batches_of_all_ranks(
     sequences: list[TrainSequence], dp: int, budget: int, multiple: int = 1
 ) -> list[list[MicroBatch]]:
-    return [micro_batches(sequences, rank, dp, budget, multiple, CPU) for rank in range(dp)]
+    return [micro_batches(sequences, Share(rank, dp, multiple=multiple), budget, CPU) for rank in range(dp)]
 
 
 @st.composite
@@ -114,14 +114,14 @@ def test_response_tokens_are_counted_once_over_all_ranks(packing: tuple[list[Tra
 
 
 def test_a_rank_without_sequences_gets_a_micro_batch_of_no_weight() -> None:
-    (batch,) = micro_batches(random_sequences(0, 1, sft=True), dp_rank=1, dp=2, budget=100, multiple=4, device=CPU)
+    (batch,) = micro_batches(random_sequences(0, 1, sft=True), Share(1, 2, multiple=4), budget=100, device=CPU)
     assert batch.members == ()
     assert len(batch.tokens) == 4
     assert not batch.response_mask.any()
 
 
 def test_the_shortest_sequence_has_one_prompt_and_one_response_token() -> None:
-    (batch,) = micro_batches([TrainSequence((5, 6), 1, 2.0)], 0, 1, budget=1, multiple=1, device=CPU)
+    (batch,) = micro_batches([TrainSequence((5, 6), 1, 2.0)], Share(), budget=1, device=CPU)
     assert (batch.tokens.tolist(), batch.labels.tolist(), batch.weights.tolist()) == ([5], [6], [2.0])
 
 
@@ -129,3 +129,35 @@ def test_packing_does_not_depend_on_anything_random() -> None:
     lengths = [random.Random(3).randrange(1, 50) for _ in range(200)]
     assert pack(lengths, 100) == pack(list(lengths), 100)
     assert split_over_ranks(lengths, 8) == split_over_ranks(list(lengths), 8)
+
+
+@given(packing=packings(), cp=st.integers(2, 4))
+def test_context_parallel_ranks_share_the_batch_of_one_rank(
+    packing: tuple[list[TrainSequence], int, int, int], cp: int
+) -> None:
+    """Every position is on one rank, with its values; each rank has the same number of every sequence's tokens."""
+    sequences, dp, budget, multiple = packing
+    shares = [micro_batches(sequences, Share(0, dp, rank, cp, multiple), budget, CPU) for rank in range(cp)]
+    for parts in zip(*shares, strict=True):
+        bounds = parts[0].cu_seqlens
+        assert bounds[-1] % (2 * cp * multiple) == 0
+        places = torch.cat([part.positions for part in parts])
+        assert sorted(places.tolist()) == list(range(int(bounds[-1])))
+        assert len({len(part.tokens) for part in parts}) == 1
+        tokens, labels, weights = (
+            torch.cat([getattr(part, column) for part in parts])[places.argsort()]
+            for column in ("tokens", "labels", "weights")
+        )
+        for start, index in zip(bounds.tolist(), parts[0].members, strict=False):
+            sequence = sequences[index]
+            length = len(sequence.tokens) - 1
+            assert tokens[start : start + length].tolist() == list(sequence.tokens[:-1])
+            assert labels[start : start + length].tolist() == list(sequence.tokens[1:])
+            assert weights[start : start + length].count_nonzero() == len(sequence.tokens) - sequence.prompt_length
+        assert sum(int(part.response_mask.sum()) for part in parts) == int(weights.count_nonzero())
+
+
+def test_each_context_parallel_rank_holds_a_chunk_from_either_end() -> None:
+    cu_seqlens = torch.tensor([0, 8, 12], dtype=torch.int32)
+    assert positions_of(cu_seqlens, 0, 2).tolist() == [0, 1, 6, 7, 8, 11]
+    assert positions_of(cu_seqlens, 1, 2).tolist() == [2, 3, 4, 5, 9, 10]

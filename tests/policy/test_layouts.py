@@ -24,10 +24,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2": {"ranks": 2, "tp": 1, "pp": 2, "sp": False},
     "dp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False},
     "tp2_sp": {"ranks": 2, "tp": 2, "pp": 1, "sp": True},
+    "cp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False, "cp": 2, "recompute": True},
     "tp2_pp2": {"ranks": 4, "tp": 2, "pp": 2, "sp": False},
 }
 OTHERS = [name for name in LAYOUTS if name != "tp1"]
-RESUMING = ["pp2", "dp2", "tp2_sp", "tp2_pp2"]
+RESUMING = ["pp2", "dp2", "cp2", "tp2_sp", "tp2_pp2"]
 MODELS = ["untied", "tied"]
 CURVES = [("sft", "untied"), ("sft", "tied"), ("grpo", "untied")]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -118,6 +119,22 @@ def test_ten_steps_follow_a_slow_float64_reference(
     slow = reference.Trainer(model_folders[model])
     wanted = [slow.step(step_sequences(step, sft), sft) for step in range(10)]
     assert_same_curve(launch("tp1").curve(algorithm, model), wanted, 1e-5, ("loss", "grad_norm", "entropy", "lr"))
+
+
+@pytest.mark.parametrize("name", ["tp1", "cp2", "tp2_pp2"])
+def test_a_later_update_of_a_batch_is_clipped_as_a_slow_float64_reference_says(
+    launch: Launch, model_folders: dict[str, Path], name: str
+) -> None:
+    slow = reference.Trainer(model_folders["untied"])
+    sequences = step_sequences(4, sft=False)
+    with torch.no_grad():
+        old = [reference.log_probs(slow.model, sequence)[0] for sequence in sequences]
+    for step in range(4):
+        slow.step(step_sequences(step, sft=False), sft=False)
+    wanted = reference.loss_and_gradients(slow.model, sequences, sft=False, old=old)
+    found = launch(name).result["off_policy"]
+    assert found["clip_fraction"] > 0
+    assert_same_curve([found], [wanted], 1e-4, ("loss", "grad_norm", "entropy"))
 
 
 @pytest.mark.parametrize(("algorithm", "model"), CURVES)

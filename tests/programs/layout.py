@@ -1,10 +1,11 @@
 """One parallel layout, on real ranks: log-probs, training, export and checkpoints of the tiny models.
 
-Arguments: `tp`, `pp`, `sp`, `models` (name to folder), `seed` (of the log-prob sequences), `budgets` (micro-batch token
-budgets to compare), `resume` (a list of [run folder, sequence_parallel, steps made]). Rank 0's result holds what
-`test_layouts.py` compares; tensors go to safetensors files in the job's folder.
+Arguments: `tp`, `pp`, `sp`, `cp`, `recompute`, `models` (name to folder), `seed` (of the log-prob sequences), `budgets`
+(micro-batch token budgets to compare), `resume` (a list of [run folder, sequence_parallel, steps made]). Rank 0's
+result holds what `test_layouts.py` compares; tensors go to safetensors files in the job's folder.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Layout:
             cluster__gpus_per_node=self.arguments["ranks"],
             policy__tensor_model_parallel_size=self.arguments["tp"],
             policy__pipeline_model_parallel_size=self.arguments["pp"],
+            policy__context_parallel_size=self.arguments.get("cp", 1),
+            policy__activation_checkpointing=self.arguments.get("recompute", False),
             policy__sequence_parallel=self.arguments["sp"] if sp is None else sp,
             policy__micro_batch_tokens=budget,
             policy__make_vocab_size_divisible_by=self.arguments.get("vocab_divisor", 16),
@@ -49,6 +52,16 @@ class Layout:
         if load:
             policy.load_hf(folder)
         return policy
+
+    def off_policy(self) -> dict[str, float]:
+        """A batch's second update: against the log-probs of the policy before four others."""
+        policy = self.policy("untied")
+        sequences = step_sequences(4, sft=False)
+        old = policy.log_probs(sequences)
+        sequences = [replace(sequence, old_log_probs=o) for sequence, o in zip(sequences, old, strict=True)]
+        for step in range(4):
+            policy.train_step(step_sequences(step, sft=False), policy_gradient_loss)
+        return policy.train_step(sequences, policy_gradient_loss)
 
     def exported(self, policy: Policy, name: str) -> None:
         """Write the policy's Hugging Face tensors to `name.safetensors`."""
@@ -108,6 +121,7 @@ def exercise(layout: Layout) -> dict[str, Any]:
             result["resumed"][f"{model}_{number}"] = layout.resumed(model, run, sp, f"resumed_{number}")
             layout.weights_only(model, run, f"weights_{number}")
     result["grpo"] = layout.trained("untied", sft=False)
+    result["off_policy"] = layout.off_policy()
     result["budgets"] = {
         budget: layout.policy("untied", budget=budget).train_step(step_sequences(0, sft=False), policy_gradient_loss)
         for budget in arguments.get("budgets", [])
