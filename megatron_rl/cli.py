@@ -149,6 +149,28 @@ def data_tiny(
     print(f"wrote the tiny world to {folder}")
 
 
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder, or a run that exported one.")],
+    benchmark: Annotated[Path, typer.Option(help="JSONL of problems.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for samples and summary.")] = None,
+) -> None:
+    """Accuracy on a benchmark, as one process or as a task of a job; prints a JSON summary.
+
+    Settings are those of the schema's data, generation and verifier, num_generations_per_prompt and seed.
+    """
+    from megatron_rl.evaluate import evaluate as run_evaluation
+    from megatron_rl.evaluate import load_evaluation
+    from megatron_rl.launcher import quiet, take_rank
+
+    quiet()
+    take_rank()
+    summary = run_evaluation(checkpoint, load_evaluation(benchmark, overrides or []), out)
+    if summary is not None:
+        print(json.dumps(summary))
+
+
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run or of a pipeline.")]) -> None:
     """Write report.html: curves and samples in one self-contained file."""

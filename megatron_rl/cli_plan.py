@@ -58,6 +58,7 @@ def plan(
         console = stdout_console()
         show_plan(made, ASSUMPTIONS, console)
         if simulate:
+            console.print()
             show_simulation(scales, console)
     raise SystemExit(1 if made.problems else 0)
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -30,7 +31,14 @@ def take_rank() -> bool:
     """Take this process's place among the ranks of a job, if `torchrun`, `srun` or `run_ranks` gave it one."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ |= _of_slurm_task(os.environ)
+        quiet()
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def quiet() -> None:
+    """Let this process, and those that it starts, not announce each missing optional kernel."""
+    os.environ |= {key: value for key, value in _QUIET.items() if key not in os.environ}
+    warnings.simplefilter("ignore")
 
 
 def _of_slurm_task(task: Mapping[str, str]) -> dict[str, str]:
@@ -44,7 +52,7 @@ def _of_slurm_task(task: Mapping[str, str]) -> dict[str, str]:
         "WORLD_SIZE": task["SLURM_STEP_NUM_TASKS"],
         "MASTER_ADDR": task.get("MASTER_ADDR", first_host),
         "MASTER_PORT": task.get("MASTER_PORT", str(_FIRST_PORT + int(task["SLURM_JOB_ID"]) % _PORTS)),
-    } | {key: value for key, value in _QUIET.items() if key not in task}
+    }
 
 
 def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:

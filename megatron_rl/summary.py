@@ -18,7 +18,7 @@ def write_stage_summary(stage: Stage, seconds: float) -> None:
         "steps": stage.config.max_num_steps,
         **held_out_accuracies(stage.run, stage.config),
         "seconds": round(seconds, 1),
-        "layout": {"tp": stage.parallel.tp, "pp": stage.parallel.pp, "dp": stage.parallel.dp},
+        "layout": stage.parallel.layout,
         "backend": backend(stage.parallel),
         "model": str(stage.folder),
     }

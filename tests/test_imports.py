@@ -23,7 +23,11 @@ def loaded_by(module: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("megatron_rl.cli", HEAVY | {"numpy", "omegaconf"}),
+        ("megatron_rl.cli", HEAVY | {"numpy", "omegaconf", "nemo_run"}),
+        ("megatron_rl.command", HEAVY),
+        ("megatron_rl.launch", HEAVY | {"nemo_run"}),
+        ("megatron_rl.plan.simulate_show", HEAVY | {"numpy"}),
+        ("megatron_rl.policy.packing", HEAVY),
         ("megatron_rl.config.loader", HEAVY),
         ("megatron_rl.config.schema", HEAVY),
         ("megatron_rl.preflight", HEAVY),

@@ -53,7 +53,9 @@ def local_executor(site: Site) -> Any:
     """
     environment = Path(site.need("ENVIRONMENT", "the folder of the Python environment with torch and vLLM"))
     if not (environment / "bin" / "megatron-rl").is_file():
-        raise InputError(f"{site.path}: ENVIRONMENT={environment} has no bin/megatron-rl; make it with `make demo`")
+        raise InputError(
+            f"{site.path}: ENVIRONMENT={environment} has no bin/megatron-rl; see the README on how to make it"
+        )
     path = f"{environment.resolve() / 'bin'}:{os.environ['PATH']}"
     return nemo_run().LocalExecutor(env_vars={"PATH": path, "PYTHONPATH": str(Path.cwd())})
 
@@ -62,9 +64,12 @@ def slurm_executor(site: Site, cluster: ClusterConfig, experiment: str, *, ssh: 
     """A `SlurmExecutor` for one job, with the options of the sbatch scripts.
 
     Raises:
-        InputError: the site file lacks what reaching the cluster takes; a folder that NeMo-Run would rename.
+        InputError: the site file lacks what reaching the cluster takes; the working directory is no checkout; a name
+            that NeMo-Run would garble.
     """
     checkout = Path(site.need("REMOTE_DIR", "the checkout's folder on the cluster")) if ssh else Path.cwd()
+    if not ssh and not (checkout / "slurm" / "job.sh").is_file():
+        raise InputError(f"{checkout}: has no slurm/job.sh; launch at the root of the checkout")
     on_cluster = checkout / os.path.relpath(site.path) if ssh else site.path.resolve()
     for name in (experiment, str(checkout), str(on_cluster)):
         # NeMo-Run quotes no names, and writes a path of its own in place of this one.

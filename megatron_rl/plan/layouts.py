@@ -75,8 +75,8 @@ class Search:
     def _fitting(self, engine_tp: int | None) -> Iterator[TrainConfig]:
         """Legal layouts that fit; with recomputation only where it does not go without."""
         config = self.config if engine_tp is None else _with_engine(self.config, engine_tp)
-        longest = config.policy.max_total_sequence_length
-        budgets = sorted({longest, 2 * longest, config.policy.micro_batch_tokens})
+        longest, budget = config.policy.max_total_sequence_length, config.policy.micro_batch_tokens
+        budgets = [budget, *(other for other in (longest, 2 * longest) if not 2 / 3 < other / budget < 3 / 2)]
         for tp, pp, cp, budget in product(_SIZES, _SIZES, _SIZES, budgets):
             for recompute in (False, True):
                 policy = replace(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,8 +10,10 @@ from rich.table import Table
 from megatron_rl.plan.assumptions import Assumptions, assumption_lines
 from megatron_rl.plan.layouts import Candidate
 from megatron_rl.plan.memory import MEMORY_ASSUMPTIONS, EngineMemory, RankMemory, longest_micro_batch
-from megatron_rl.plan.planner import Plan
 from megatron_rl.plan.speed import StepEstimate
+
+if TYPE_CHECKING:  # the planner brings Megatron-Core
+    from megatron_rl.plan.planner import Plan
 
 _WIDTH = 100
 """Columns where standard output is not a terminal."""
@@ -24,7 +26,7 @@ def stdout_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
 
 
-def show_plan(plan: Plan, assumptions: Assumptions, console: Console) -> None:
+def show_plan(plan: "Plan", assumptions: Assumptions, console: Console) -> None:
     """Print memory, time, assumptions, better layouts, and last whether it fits."""
     console.print(_headline(plan), soft_wrap=True)
     console.print("\nMemory", style="bold")
@@ -50,7 +52,7 @@ def show_plan(plan: Plan, assumptions: Assumptions, console: Console) -> None:
         console.print("fits", style="green")
 
 
-def plan_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
+def plan_json(plan: "Plan", assumptions: Assumptions) -> dict[str, Any]:
     """The plan as plain data; memory in GiB, times in seconds."""
     return {
         "name": plan.config.name,
@@ -69,7 +71,7 @@ def plan_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
     }
 
 
-def _headline(plan: Plan) -> str:
+def _headline(plan: "Plan") -> str:
     config, policy = plan.config, plan.config.policy
     model_ranks = policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size * policy.context_parallel_size
     return (
@@ -80,7 +82,7 @@ def _headline(plan: Plan) -> str:
     )
 
 
-def _memory_table(plan: Plan) -> Table:
+def _memory_table(plan: "Plan") -> Table:
     table = Table("GiB on every GPU", box=None, pad_edge=False)
     for rank in plan.ranks:
         table.add_column("every rank" if len(plan.ranks) == 1 else f"stage {rank.shard.stage}", justify="right")
@@ -90,7 +92,7 @@ def _memory_table(plan: Plan) -> Table:
     return table
 
 
-def _memory_rows(plan: Plan) -> Iterator[tuple[str, Callable[[RankMemory], str], bool]]:
+def _memory_rows(plan: "Plan") -> Iterator[tuple[str, Callable[[RankMemory], str], bool]]:
     """Label, cell, and whether the row is a sum."""
     policy = plan.config.policy
     kept = "layers' inputs" if policy.activation_checkpointing else "activations"
@@ -117,7 +119,7 @@ def _memory_rows(plan: Plan) -> Iterator[tuple[str, Callable[[RankMemory], str],
         yield "generation in all", gib(lambda rank: rank.generation), True
 
 
-def _engine_line(plan: Plan, engine: EngineMemory) -> str:
+def _engine_line(plan: "Plan", engine: EngineMemory) -> str:
     assert plan.config.generation is not None
     return (
         f"vLLM at TP {plan.config.generation.tensor_parallel_size}: {engine.weights:.1f} GiB of weights, "
@@ -142,7 +144,7 @@ def _step_table(step: StepEstimate) -> Table:
     return table
 
 
-def _flops_line(plan: Plan) -> str:
+def _flops_line(plan: "Plan") -> str:
     step, flops = plan.step, plan.flops
     return (
         f"PFLOP: generation {flops.generation / _PETA:,.0f}, training {flops.training / _PETA:,.0f}, recomputation "
@@ -165,7 +167,7 @@ def _assumption_table(assumptions: Assumptions) -> Table:
     return table
 
 
-def _suggestion_table(plan: Plan) -> Table:
+def _suggestion_table(plan: "Plan") -> Table:
     table = Table(box=None, pad_edge=False)
     results = ("", "step s", "train s", "train GiB", "gen. GiB", "sequences")
     layout = ("TP", "PP", "CP", "micro-batch", "recompute", "vLLM TP")

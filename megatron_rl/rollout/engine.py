@@ -20,10 +20,10 @@ from megatron_rl.rollout.vllm_plugin import ENGINE_VARIABLE
 
 
 class Engine:
-    """A running vLLM engine with random weights until the first sync.
+    """A running vLLM engine, with random weights until the first sync unless it loads those of its folder.
 
     Args:
-        folder: config and tokenizer of the model; its weights are not read.
+        folder: config and tokenizer of the model.
         max_model_len: prompt and response together, in tokens.
         engine_index: of this engine among the `num_engines` of this node.
     """
@@ -37,13 +37,14 @@ class Engine:
         max_model_len: int,
         engine_index: int,
         num_engines: int,
+        load_weights: bool = False,
     ) -> None:
         self.name = f"engine {engine_index}"
         self.timeout_seconds = config.timeout_minutes * 60
         cpus = available_cpus()[engine_index::num_engines] or available_cpus()
         arguments = EngineArgs(
             model=str(folder),
-            load_format="dummy",
+            load_format="auto" if load_weights else "dummy",
             dtype="bfloat16" if precision is Precision.BF16 else "float32",
             tensor_parallel_size=config.tensor_parallel_size,
             max_model_len=max_model_len,
@@ -60,6 +61,8 @@ class Engine:
         environment = engine_environment(device, cpus, config.tensor_parallel_size) | {ENGINE_VARIABLE: "1"}
         with deadline(self.timeout_seconds, f"start of vLLM {self.name}"), _environment(environment):
             self._llm = LLMEngine.from_engine_args(arguments, enable_multiprocessing=True)
+        if load_weights:
+            self._llm.set_weight_version("0")
         self._tokenizer = self._llm.get_tokenizer()
         self._requests: dict[str, SampleRequest] = {}
 

@@ -28,7 +28,7 @@ class Rollout:
 
     Args:
         folder: config and tokenizer of the model.
-        export: the policy's weights, streamed anew at every sync.
+        export: the policy's weights, streamed anew at every sync; None: the engines load those of `folder`.
         max_model_len: prompt and response together, in tokens.
     """
 
@@ -38,7 +38,7 @@ class Rollout:
         config: GenerationConfig,
         precision: Precision,
         parallel: Parallel,
-        export: HFExport,
+        export: HFExport | None,
         max_model_len: int,
     ) -> None:
         self._config, self._parallel, self._export = config, parallel, export
@@ -54,6 +54,7 @@ class Rollout:
 
     def sync(self, version: int) -> None:
         """Give every engine the policy's current weights; samples from now on carry `version`."""
+        assert self._export is not None
         with deadline(self._timeout, f"rank {self._parallel.rank}: weight sync {version}"):
             if self._sender is None:
                 for _ in self._export:  # this rank's part in the gathering
@@ -121,11 +122,20 @@ class Rollout:
         from megatron_rl.rollout.engine import Engine
 
         self._engine = Engine(
-            folder, self._config, precision, self._parallel.device, max_model_len, index, self.num_engines
+            folder,
+            self._config,
+            precision,
+            self._parallel.device,
+            max_model_len,
+            index,
+            self.num_engines,
+            load_weights=self._export is None,
         )
 
     def _connect(self) -> None:
         self._sender = None
+        if self._export is None:
+            return
         if self.leads or self._parallel.device.weight_transfer == "ipc":
             from megatron_rl.rollout.weight_sync import connect
 
