@@ -28,7 +28,7 @@ setup(
     install_requires=["omegaconf", "typer", "rich"],
     extras_require={
         "cpu": COMMON,
-        "cuda": [*COMMON, "vllm==0.32.0", "transformer-engine[pytorch]>=2.20,<2.21"],
+        "cuda": [*COMMON, "vllm==0.32.0", "transformer-engine[pytorch,core_cu13]>=2.20,<2.21"],
         "launch": ["nemo-run==0.11.1", "leptonai<0.30", "safetensors"],
         "wandb": ["wandb"],
         "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy"],

@@ -194,7 +194,7 @@ def _policy(config: TrainConfig, run: RunFolder, folder: Path, parallel: Paralle
 
 
 def _rollout(config: TrainConfig, folder: Path, parallel: Parallel, policy: Policy) -> Rollout | None:
-    if config.generation is None or not (config.algorithm is Algorithm.GRPO or config.validation.data):
+    if config.generation is None or not (config.algorithm is Algorithm.GRPO or config.validates):
         return None
     context = config.policy.max_total_sequence_length
     return Rollout(folder, config.generation, config.policy.precision, parallel, policy.export(), context)

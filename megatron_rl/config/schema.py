@@ -245,6 +245,12 @@ class TrainConfig:
         return self.cluster.num_nodes * self.cluster.gpus_per_node
 
     @property
+    def validates(self) -> bool:
+        """Some step is followed by a validation."""
+        settings = self.validation
+        return bool(settings.data) and (settings.at_start or settings.at_end or settings.period > 0)
+
+    @property
     def run_dir(self) -> str:
         """The run folder."""
         return f"{self.output_dir}/{self.name}"
