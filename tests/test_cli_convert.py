@@ -1,6 +1,7 @@
 """`megatron-rl convert` as a user types it."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model_folder
 from typer.testing import CliRunner
 
+from converters.hf_folder import partial_folder
 from megatron_rl import cli
 
 EXIT_DIFFERENT, EXIT_BAD_INPUT = 1, 2
@@ -64,6 +66,26 @@ def test_check_compares_the_forward_passes(source: Path, tmp_path: Path) -> None
     summary = json.loads(done.stdout)
     assert summary["differences"] == 1
     assert 1e-3 < summary["logits_max_difference"] < 10
+
+
+@pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])
+def test_sigkill_in_mid_conversion_costs_only_the_time(tmp_path: Path, direction: str) -> None:
+    source, there = tmp_path / "source", tmp_path / "there"
+    make_model_folder(source, tied=False, num_hidden_layers=150)
+    if direction == "megatron-to-hf":
+        assert convert("hf-to-megatron", source, tmp_path / "megatron").exit_code == 0
+    origin = source if direction == "hf-to-megatron" else tmp_path / "megatron"
+    command = [sys.executable, "-m", "megatron_rl", "convert", direction, str(origin), str(there), "--workers", "1"]
+    journal = partial_folder(there) / "journal.jsonl"
+    killed = subprocess.Popen(command)
+    while not journal.is_file() or len(journal.read_text().splitlines()) < 10:
+        assert killed.poll() is None, "it ended before it could be killed"
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not there.exists()
+    assert subprocess.run(command, check=False).returncode == 0
+    done = convert("check", source, there)
+    assert (done.exit_code, json.loads(done.stdout)["differences"]) == (0, 0)
 
 
 @pytest.mark.parametrize(
