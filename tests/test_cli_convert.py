@@ -76,6 +76,7 @@ def test_sigkill_in_mid_conversion_costs_only_the_time(tmp_path: Path, direction
         assert convert("hf-to-megatron", source, tmp_path / "megatron").exit_code == 0
     origin = source if direction == "hf-to-megatron" else tmp_path / "megatron"
     command = [sys.executable, "-m", "megatron_rl", "convert", direction, str(origin), str(there), "--workers", "1"]
+    command += ["--tp", "2", "--pp", "25"] if direction == "hf-to-megatron" else []  # a file each, the unit of work
     journal = partial_folder(there) / "journal.jsonl"
     killed = subprocess.Popen(command)
     while not journal.is_file() or len(journal.read_text().splitlines()) < 10:
