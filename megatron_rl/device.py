@@ -29,6 +29,8 @@ class DeviceSetup:
     """Layers come from Transformer Engine rather than from Megatron's local spec."""
     weight_transfer: str
     """vLLM weight-transfer backend for an engine on the same node."""
+    engine_sleeps: bool
+    """Engine and policy share the accelerator's memory: while the policy trains the engine gives its part back."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -56,9 +58,9 @@ def setup_device(requested: Device, local_rank: int) -> DeviceSetup:
     """
     if resolve_device(requested) == "cuda":
         torch.cuda.set_device(local_rank)
-        return DeviceSetup("cuda", "nccl", transformer_engine=True, weight_transfer="ipc")
+        return DeviceSetup("cuda", "nccl", transformer_engine=True, weight_transfer="ipc", engine_sleeps=True)
     _name_cpu_cuda()
-    return DeviceSetup("cpu", "gloo", transformer_engine=False, weight_transfer="shm")
+    return DeviceSetup("cpu", "gloo", transformer_engine=False, weight_transfer="shm", engine_sleeps=False)
 
 
 def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel_size: int) -> dict[str, str]:

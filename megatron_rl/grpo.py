@@ -29,6 +29,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     assert config is not None
     assert generation is not None
     assert stage.experience is not None
+    assert stage.rollout is not None
     prompt_set = stage.train_set.take(stage.batch(step, config.num_prompts_per_step))
     temperature = temperature_of(generation, stage.epoch(step, config.num_prompts_per_step))
     stage.policy.temperature = temperature
@@ -50,6 +51,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     scored = [sample for sample in experience.samples if sample.result.verdict is not Verdict.INFRA_ERROR]
     advantages = sample_advantages(scored)
     with stage.phase("policy_training"):
+        stage.rollout.sleep()
         result = update(stage.policy, scored, advantages, config)
     _check_mismatch(result, config, step)
     stage.log_samples(

@@ -49,7 +49,7 @@ def _check_model(policy: PolicyConfig, run: RunFolder) -> None:
                 weight_files(folder)
         except ConversionError as error:
             raise InputError(f"policy.model_name: {error}") from error
-    _check_division(policy, model_shape(config, vocab_divisor=1))
+    check_division(policy, model_shape(config, vocab_divisor=1))
     context = config.get("max_position_embeddings", policy.max_total_sequence_length)
     if policy.max_total_sequence_length > context:
         raise InputError(
@@ -58,7 +58,12 @@ def _check_model(policy: PolicyConfig, run: RunFolder) -> None:
         )
 
 
-def _check_division(policy: PolicyConfig, shape: ModelShape) -> None:
+def check_division(policy: PolicyConfig, shape: ModelShape) -> None:
+    """Refuse a layout that does not divide the model.
+
+    Raises:
+        InputError: names the size and the number that it does not divide.
+    """
     tp, pp = "tensor_model_parallel_size", "pipeline_model_parallel_size"
     for key, name, number in (
         (tp, "attention heads", shape.num_attention_heads),

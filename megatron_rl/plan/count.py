@@ -36,7 +36,7 @@ class _StayMeta(TorchFunctionMode):
         return args[0] if func is torch.Tensor.cuda else func(*args, **(kwargs or {}))
 
 
-_META = _Meta("cpu", "fake", transformer_engine=False, weight_transfer="none")
+_META = _Meta("cpu", "fake", transformer_engine=False, weight_transfer="none", engine_sleeps=False)
 
 
 def count_shards(policy: PolicyConfig, architecture: Architecture) -> list[Shard]:

@@ -15,7 +15,7 @@ from megatron_rl.plan.memory import EngineMemory, RankMemory, engine_memory, ran
 from megatron_rl.plan.shards import whole_model
 from megatron_rl.plan.speed import StepEstimate, estimate_step
 from megatron_rl.policy.model import Architecture
-from megatron_rl.preflight import _check_division
+from megatron_rl.preflight import check_division
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def make_plan(
         ConversionError: a model that is not supported.
     """
     whole = model_shape(hf_config, vocab_divisor=1)
-    _check_division(config.policy, whole)
+    check_division(config.policy, whole)
     shape = padded_for(whole, config.policy)
     family = family_of(hf_config)
     counted = count_shards(config.policy, Architecture(family, shape, hf_config))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 
 from converters.model import HFExport
@@ -48,13 +49,31 @@ class Rollout:
         self._engine: Engine | None = None
         self._store = _shared_store(parallel)
         self._round = 0
+        self._asleep = False
         if self.leads:
             self._start(folder, precision, max_model_len, parallel.rank // stride)
         self._connect()
 
+    def sleep(self) -> None:
+        """Leave the accelerator's memory to the policy until the next sync, where the two share it."""
+        if self._parallel.device.engine_sleeps:
+            if self._engine is not None:
+                self._engine.sleep()
+            self._asleep = True
+            dist.barrier()  # an engine may lie on the accelerators of other ranks
+
+    def _wake(self) -> None:
+        if self._asleep:
+            torch.cuda.empty_cache()
+            dist.barrier()
+            if self._engine is not None:
+                self._engine.wake()
+            self._asleep = False
+
     def sync(self, version: int) -> None:
         """Give every engine the policy's current weights; samples from now on carry `version`."""
         assert self._export is not None
+        self._wake()
         with deadline(self._timeout, f"rank {self._parallel.rank}: weight sync {version}"):
             if self._sender is None:
                 for _ in self._export:  # this rank's part in the gathering
