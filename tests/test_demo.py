@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from launching import launcher, plain_environment
 from ranks import run_job, started_job
 
 from megatron_rl.config.loader import load_config
@@ -192,8 +193,25 @@ def deterministic(run: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
+def finish_by_nemo_run(folder: Path, *arguments: str | Path) -> None:
+    """`megatron-rl launch ARGUMENTS` on this machine, from the launcher's environment."""
+    site = folder / "site.env"
+    site.write_text(f"source {ROOT}/slurm/site.env\nexport ENVIRONMENT={sys.prefix} OMP_NUM_THREADS=1\n")
+    done = subprocess.run(
+        [launcher(), "launch", *arguments, "--executor", "local", "--site", site],
+        cwd=folder,
+        env=plain_environment(NEMORUN_HOME=str(folder / "nemo_home")),
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
 def test_a_run_killed_in_every_stage_gives_the_metrics_of_one_left_alone(demo: Path) -> None:
-    finish(demo, *short_pipeline(demo, "whole"))
+    """The one left alone is started by NeMo-Run."""
+    finish_by_nemo_run(demo, *short_pipeline(demo, "whole")[1:])
     command = short_pipeline(demo, "killed")
     for stage in STAGES:
         run = RunFolder(demo / "runs/killed" / stage)

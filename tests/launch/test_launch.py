@@ -1,6 +1,5 @@
 """`megatron-rl launch`, from the launcher's environment."""
 
-import json
 import re
 import shlex
 import signal
@@ -9,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import FEW_STEPS, PIPELINE, ROOT, STAGES, launcher, make_checkout, plain_environment
+from launching import PIPELINE, ROOT, launcher, make_checkout, plain_environment
 
 
 def launch(
@@ -153,13 +152,3 @@ def test_a_signal_reaches_the_local_job(environment: Path, tmp_path: Path, numbe
     output, _ = process.communicate(timeout=60)
     assert "told" in output
     assert process.returncode == 1
-
-
-@pytest.mark.long
-def test_the_local_executor_runs_the_tiny_pipeline(tmp_path: Path) -> None:
-    site = make_checkout(tmp_path / "checkout")
-    arguments = (PIPELINE, "--executor", "local", *FEW_STEPS)
-    done = launch(*arguments, site=site, home=tmp_path / "home", cwd=site.parents[1])
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((site.parents[1] / "runs" / "demo" / "summary.json").read_text())
-    assert [stage["name"] for stage in summary["stages"]] == list(STAGES)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from getpass import getuser
 from pathlib import Path
-
-import psutil
 
 from megatron_rl.launcher import free_port
 from megatron_rl.processes import die_with_parent
@@ -153,11 +152,12 @@ class Cluster:
 def running_cluster() -> Iterator[Cluster]:
     """A cluster of this user's own, who need not be root."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)))
+        folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        keeper = subprocess.Popen([sys.executable, __file__, folder], stdin=subprocess.PIPE, start_new_session=True)
+        stack.callback(keeper.communicate)
         folder.chmod(0o755)  # munged insists
         _write_configuration(folder)
         cluster = Cluster(folder)
-        stack.callback(_end_leftovers, cluster)
         key, socket_path = folder / "munge.key", folder / "munge.socket"
         munge_files = [f"--{name}-file={folder}/munge.{name}" for name in ("pid", "log", "seed")]
         daemon = partial(_daemon, stack, cluster)
@@ -215,9 +215,16 @@ def _wait_for_nodes(cluster: Cluster) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _end_leftovers(cluster: Cluster) -> None:
-    """Kill what a job or a daemon may have left: all that was started with this cluster's configuration."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == cluster.env["SLURM_CONF"]:
-                process.send_signal(signal.SIGKILL)
+def _keep(folder: Path) -> None:
+    """Wait until the tests are done with the cluster, or have been killed; then end and remove what is left of it."""
+    sys.stdin.read()
+    mark = f"SLURM_CONF={folder}/slurm.conf\0".encode()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in environment.read_bytes():
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _keep(Path(sys.argv[1]))

@@ -103,7 +103,7 @@ def test_a_run_cut_killed_and_requeued_gives_the_metrics_of_one_left_alone(
     saved = last_step(run)
     assert 2 <= saved <= STEPS - 4
     assert run.has_checkpoint(saved)
-    assert f"told to stop; step {saved} is saved" in slurm.output(job)
+    assert f"told to stop after step {saved}" in slurm.output(job)
     assert "status 75" in slurm.output(job)
 
     # A rank dies.

@@ -18,7 +18,7 @@ OVERRIDES = (
     "policy.precision=fp32",
     "policy.max_total_sequence_length=192",
     "policy.make_vocab_size_divisible_by=16",
-    "generation.max_new_tokens=48",
+    "generation.max_new_tokens=24",
     "generation.tensor_parallel_size=1",
     "generation.num_engines=1",
     "generation.enforce_eager=true",
@@ -98,8 +98,8 @@ def _write_data(folder: Path) -> None:
         tests = [{"input": "", "output": str(number), "testtype": "stdin"}]
         code.append({"id": f"code-{number}", "domain": "code", "prompt": prompt, "tests": tests})
         for answer in (number, number + 1):
-            # Idle time: a step takes over a second and a half, however fast the machine.
-            program = f"import time\ntime.sleep(0.1)\nprint({answer})"
+            # Idle time: 16 samples make a step take over a second, however fast the machine.
+            program = f"import time\ntime.sleep(0.06)\nprint({answer})"
             response = f"<think>\n</think>\n\n```python\n{program}\n```"
             sft.append({"domain": "code", "prompt": prompt, "tests": tests, "response": response})
     files = {"math": math, "math_hard": math, "aime24": math, "code_difficulty_7": code, "livecodebench_v5": code}
