@@ -17,3 +17,7 @@ class RunStopped(RuntimeError):
 
 class Preempted(RuntimeError):
     """The run was told to stop, and did after saving; the same command carries on. The CLI exits with 75."""
+
+
+class EngineDied(RuntimeError):
+    """A vLLM engine's process has ended."""

@@ -10,10 +10,12 @@ from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from megatron_rl.config.schema import GenerationConfig, Precision
 from megatron_rl.device import DeviceSetup, available_cpus, engine_arguments, engine_environment
+from megatron_rl.errors import EngineDied
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
 from megatron_rl.rollout.vllm_plugin import ENGINE_VARIABLE
@@ -88,8 +90,16 @@ class Engine:
         self._llm.add_request(identifier, {"prompt_token_ids": list(request.prompt_tokens)}, parameters)
 
     def step(self) -> Iterator[Sample]:
-        """Wait for the engine's next output; yield the samples that have ended."""
-        for output in self._llm.step():
+        """Wait for the engine's next output; yield the samples that have ended.
+
+        Raises:
+            EngineDied: its process is gone.
+        """
+        try:
+            outputs = self._llm.step()
+        except EngineDeadError as error:
+            raise EngineDied(f"vLLM {self.name} has ended") from error
+        for output in outputs:
             if isinstance(output, RequestOutput) and output.finished:
                 yield self._sample(output)
 

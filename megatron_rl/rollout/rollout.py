@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from converters.model import HFExport
 from megatron_rl.config.schema import GenerationConfig, Precision
+from megatron_rl.errors import EngineDied
 from megatron_rl.parallel import Parallel, broadcast_object
 from megatron_rl.preemption import is_requested
 from megatron_rl.processes import deadline
@@ -118,8 +119,13 @@ class Rollout:
         more = fill()
         engine.release()
         while engine.in_flight and not (may_stop and is_requested()):
-            with deadline(self._timeout, f"rank {self._parallel.rank}: next output of vLLM {engine.name}"):
-                ended = list(engine.step())
+            try:
+                with deadline(self._timeout, f"rank {self._parallel.rank}: next output of vLLM {engine.name}"):
+                    ended = list(engine.step())
+            except EngineDied:
+                if may_stop and is_requested():  # by SIGTERM, which Slurm sends to all processes of a job
+                    return
+                raise
             for sample in ended:
                 on_sample(sample)
             more = fill()
