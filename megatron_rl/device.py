@@ -64,10 +64,14 @@ def setup_device(requested: Device, local_rank: int) -> DeviceSetup:
 
 
 def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel_size: int) -> dict[str, str]:
-    """Environment variables of a vLLM engine; without a GPU its workers share the cores `cpus` evenly."""
+    """Environment variables of a vLLM engine: on CUDA it has the GPUs from its leading rank's on, one per worker;
+    without a GPU its workers share the cores `cpus` evenly."""
     common = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
     if device.type == "cuda":
-        return common
+        first = int(os.environ.get("LOCAL_RANK", "0"))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        of_node = visible.split(",") if visible else [str(gpu) for gpu in range(first + tensor_parallel_size)]
+        return common | {"CUDA_VISIBLE_DEVICES": ",".join(of_node[first : first + tensor_parallel_size])}
     shares = [cpus[worker::tensor_parallel_size] or cpus for worker in range(tensor_parallel_size)]
     return common | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, share)) for share in shares)}
 
