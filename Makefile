@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+LONG ?= long
 INSTALLED := $(VENV)/.installed
 LAUNCH_INSTALLED := $(VENV)-launch/.installed
 
@@ -34,7 +35,7 @@ test: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the tests (five to thirteen minut
 	$(BIN)/python -m pytest -m "not long"
 
 test-long: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the demo and what it promises (about half an hour).
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "$(LONG)"
 
 lint: $(INSTALLED)  ## ruff and mypy.
 	$(BIN)/ruff check .

@@ -144,6 +144,7 @@ def test_at_learning_rate_0_nothing_is_learnt(demo: Path) -> None:
     assert rise(demo / "runs/lr_0") == 0
 
 
+@pytest.mark.rare
 def test_with_shuffled_advantages_the_rise_is_gone(demo: Path, tmp_path: Path) -> None:
     # Six steps: by then the demo itself has most of its rise.
     overrides = math_again(demo, "shuffled", **{"grpo.max_num_steps": 6})

@@ -33,6 +33,7 @@ def site(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_pipeline_runs_as_a_chain_of_jobs(slurm: Cluster, site: Path) -> None:
     jobs = submit(slurm, site, *FEW_STEPS)
     assert list(jobs) == list(STAGES)
@@ -57,6 +58,7 @@ def pretender(site: Path) -> Path:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_status_75_goes_back_into_the_queue_and_status_2_ends_the_chain(slurm: Cluster, pretender: Path) -> None:
     jobs = submit(slurm, pretender)
     for stage in ("sft", "math"):
