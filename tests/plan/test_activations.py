@@ -31,7 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("tp", [1, 2])
 def test_the_estimate_is_what_the_real_model_takes(tp: int, tmp_path: Path) -> None:
     model = tmp_path / "model"
     make_model_folder(model, tied=False, vocab_size=8000, **MODEL)
