@@ -111,6 +111,7 @@ def train(recipe: Path, *overrides: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_run_told_to_stop_saves_and_the_same_command_carries_on(recipe: Path) -> None:
     run = RunFolder(recipe.parent / "runs" / "cut")
     process = train(recipe)

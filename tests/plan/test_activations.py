@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.long
+@pytest.mark.rare
 @pytest.mark.parametrize("tp", [1, 2])
 def test_the_estimate_is_what_the_real_model_takes(tp: int, tmp_path: Path) -> None:
     model = tmp_path / "model"

@@ -43,6 +43,7 @@ AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool_%n
 SlurmctldPidFile={folder}/slurmctld.pid
+FirstJobId={ports[0]}
 SlurmdPidFile={folder}/slurmd_%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -52,11 +53,11 @@ AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=1
+SchedulerParameters=sched_interval=1,bf_interval=1
 GresTypes=gpu
 MailProg=/bin/true
 ReturnToService=2
-KillWait=10
+KillWait=5
 OverTimeLimit=10
 MinJobAge=3600
 MessageTimeout=60

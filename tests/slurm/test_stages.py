@@ -45,7 +45,7 @@ def submit(slurm: Cluster, checkout: Path, *words: str) -> str:
 def whole(slurm: Cluster, checkout: Path) -> RunFolder:
     """The first unfinished code stage, left alone, with all that is not in the site file in the recipe."""
     job = submit(slurm, checkout, STAGE, f"grpo.max_num_steps={STEPS}")
-    slurm.wait(job, ["COMPLETED"], RUN_SECONDS)
+    assert slurm.wait(job, ["COMPLETED"], RUN_SECONDS)["Restarts"] == "0"
     return RunFolder(checkout / "runs/14b/code_24k")
 
 
@@ -159,6 +159,7 @@ def test_a_run_is_converted_without_gpus(slurm: Cluster, checkout: Path) -> None
     assert (checkout / "exported/config.json").is_file()
 
 
+@pytest.mark.rare
 def test_a_checkpoint_is_evaluated_by_a_task_per_gpu(slurm: Cluster, checkout: Path) -> None:
     settings = ["cluster.device=cpu", "precision=fp32", "data.prompt_key=problem", "max_total_sequence_length=192"]
     settings += ["generation.max_new_tokens=48", "generation.enforce_eager=true", "verifier.num_workers=1"]
