@@ -235,6 +235,13 @@ def trained_lengths(groups: Groups, config: TrainConfig, assumptions: Assumption
     return [length + assumptions.prompt_tokens for length in lengths]
 
 
+@lru_cache(maxsize=64)
+def _packed(lengths: tuple[int, ...], dp: int, budget: int) -> list[list[list[int]]]:
+    """Lengths in every micro-batch of every data-parallel rank; a search asks again and again."""
+    ranks = [[lengths[i] for i in members] for members in split_over_ranks(lengths, dp)]
+    return [[[mine[i] for i in batch] for batch in pack(mine, budget)] for mine in ranks]
+
+
 def train_on(
     lengths: Sequence[int], config: TrainConfig, shape: ModelShape, gpu: GPU, assumptions: Assumptions
 ) -> Training:
@@ -249,9 +256,8 @@ def train_on(
     replica = policy.tensor_model_parallel_size * pp * policy.context_parallel_size
     dp = config.world_size // replica
     busy, spans, micro_batches = [], [], 1
-    for members in split_over_ranks(lengths, dp):
-        packed = pack([lengths[i] for i in members], policy.micro_batch_tokens)
-        seconds = [cost.micro_batch_seconds([lengths[members[i]] for i in batch]) for batch in packed]
+    for packed in _packed(tuple(lengths), dp, policy.micro_batch_tokens):
+        seconds = [cost.micro_batch_seconds(batch) for batch in packed]
         busy.append(sum(seconds))
         # Stages wait while the first micro-batch comes to the last of them: (pp - 1) / m of the work of m equal ones.
         spans.append(sum(seconds) + (pp - 1) * max(seconds, default=0.0))
