@@ -125,6 +125,7 @@ def last_step(run: RunFolder) -> int:
     return int(run.metric_lines()[-1]["step"]) if run.metrics.is_file() and run.metric_lines() else 0
 
 
+@pytest.mark.rare
 def test_the_chain_goes_from_math_to_code_over_two_nodes(slurm: Cluster, checkout: Path) -> None:
     """Stages that are finished are left out; each of the others waits for the one before and takes its weights."""
     chain = checkout / "chain/14b"
