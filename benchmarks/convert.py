@@ -188,8 +188,8 @@ PEERS = {
     ],
     "megatron-bridge": [
         ["torch==2.13.0", "megatron-core==0.16.1", "transformers<5", "safetensors", "einops", "accelerate"],
-        ["omegaconf", "typer", "hydra-core", "rich", "tqdm", "regex", "pyyaml", "six", "datasets", "triton"]
-        + ["transformers<5", "huggingface-hub<1.0"],  # which datasets would replace
+        ["omegaconf", "typer", "hydra-core", "rich", "tqdm", "regex", "pyyaml", "six", "triton"],
+        ["datasets", "transformers<5", "huggingface-hub<1.0"],  # datasets alone would bring a newer hub client
         ["--no-deps", "megatron-bridge==0.3.1"],
     ],
 }
