@@ -3,9 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +12,7 @@ from converters.errors import ConversionError
 from megatron_rl.cli_convert import app as convert_app
 from megatron_rl.cli_launch import launch
 from megatron_rl.cli_plan import plan
+from megatron_rl.cli_verify import app as verify_app
 from megatron_rl.errors import RESTART_EXIT_CODE, STOPPED_EXIT_CODE, InputError, Preempted, RunStopped
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-verify_app = typer.Typer(help="Judge responses in a JSONL file.", no_args_is_help=True)
 data_app = typer.Typer(help="Make datasets.", no_args_is_help=True)
 app.add_typer(verify_app, name="verify")
 app.add_typer(data_app, name="data")
@@ -36,9 +33,6 @@ app.command()(launch)
 
 Recipe = Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, for example grpo.max_num_steps=5.")]
-JsonlFile = Annotated[Path, typer.Argument(help="JSONL file to judge.")]
-OutFile = Annotated[Path | None, typer.Option("--out", help="Where the judged lines go; default: standard output.")]
-Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
 
 
 def main() -> None:
@@ -55,11 +49,6 @@ def main() -> None:
         if os.environ.get("RANK") == "0":
             print(f"megatron-rl: {error}", file=sys.stderr)
         raise SystemExit(RESTART_EXIT_CODE) from None
-
-
-class Extract(StrEnum):
-    STRICT = "strict"
-    ANYWHERE = "anywhere"
 
 
 @app.command()
@@ -103,38 +92,6 @@ def command(
     argv = training_command(recipe, overrides or [], stage)
     check_command(recipe, overrides or [], stage)
     print(shlex.join(argv))
-
-
-@verify_app.command("math")
-def verify_math(
-    file: JsonlFile,
-    out: OutFile = None,
-    workers: Workers = 4,
-    extract: Annotated[
-        Extract, typer.Option(help="strict: the last box after </think>; anywhere: evaluation's rule.")
-    ] = Extract.STRICT,
-) -> None:
-    """Judge lines of {id, response, answer}."""
-    from verifiers.jsonl import verify_file
-
-    with _judging(file) as progress:
-        summary = verify_file(file, "math", out, workers, extract=extract.value, progress=progress)
-    print(json.dumps(summary))
-
-
-@verify_app.command("code")
-def verify_code(
-    file: JsonlFile,
-    out: OutFile = None,
-    workers: Workers = 4,
-    timeout: Annotated[float, typer.Option(help="Seconds that one test may take.")] = 6.0,
-) -> None:
-    """Judge lines of {id, response, tests, fn_name?, starter_code?}."""
-    from verifiers.jsonl import verify_file
-
-    with _judging(file) as progress:
-        summary = verify_file(file, "code", out, workers, timeout=timeout, progress=progress)
-    print(json.dumps(summary))
 
 
 @data_app.command("tiny")
@@ -202,19 +159,3 @@ def _train(config: "TrainConfig", arguments: list[str]) -> None:
     from megatron_rl.train import train as train_rank
 
     train_rank(config)
-
-
-@contextmanager
-def _judging(file: Path) -> Iterator[Callable[[int], None]]:
-    """A count of judged lines on standard error; what is wrong with the file becomes bad input."""
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from megatron_rl.progress import console
-
-    columns = (SpinnerColumn(), TextColumn(f"judging {file.name}"), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("judging", total=None)
-            yield lambda done: bar.update(task, completed=done)
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error

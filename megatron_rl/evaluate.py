@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from converters.errors import ConversionError
 from converters.hf_config import weight_files
 from megatron_rl.config.loader import parse_overrides
-from megatron_rl.config.schema import ClusterConfig, DataConfig, GenerationConfig, Precision, VerifierConfig
+from megatron_rl.config.schema import ClusterConfig, DataConfig, Domain, GenerationConfig, Precision, VerifierConfig
 from megatron_rl.errors import InputError
 from megatron_rl.run_folder import RunFolder, write_json, write_text
 
@@ -99,8 +99,10 @@ def evaluate(checkpoint: Path, config: EvaluationConfig, out: Path | None) -> di
     """
     from megatron_rl.data.problems import load_problems
     from megatron_rl.data.prompts import check_prompt_lengths, encode_prompt, load_tokenizer
+    from megatron_rl.preflight import check_verifier
 
     folder, problems = model_folder(checkpoint), load_problems(config.data)
+    check_verifier(config.verifier, runs_code=config.data.domain is Domain.CODE)
     tokenizer = load_tokenizer(folder)
     prompts = [encode_prompt(tokenizer, problem) for problem in problems]
     check_prompt_lengths(config.data.path, problems, prompts, config.context, config.generation.max_new_tokens)

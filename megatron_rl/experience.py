@@ -4,16 +4,19 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_rl.config.schema import VerifierConfig
 from megatron_rl.data.problems import Problem
+from megatron_rl.errors import InputError
 from megatron_rl.parallel import stop_if_preempted
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.samples import Sample, Sampling
-from verifiers.pool import VerifierPool
+from verifiers.metrics import PoolMetrics
+from verifiers.remote import open_pool
 from verifiers.tasks import CodeTask, MathTask
 from verifiers.verdict import Result, Verdict
 
@@ -45,20 +48,32 @@ class Experience:
 
     Attributes:
         samples: scored samples, those of an infra error included.
+        pools: what each pool of verifiers did meanwhile.
         generation_seconds, verification_wait_seconds: until the last sample ended, and from there to the last verdict.
     """
 
     samples: list[ScoredSample]
+    pools: list[PoolMetrics]
     generation_seconds: float
     verification_wait_seconds: float
 
 
 class ExperienceMaker:
-    """Joins the rollout with a pool of verifiers on every rank that leads an engine."""
+    """Joins the rollout with a pool of verifiers on every rank that leads an engine.
+
+    Raises:
+        InputError: there is no verifier server, or it does not fit.
+    """
 
     def __init__(self, rollout: Rollout, config: VerifierConfig) -> None:
         self._rollout, self._config = rollout, config
-        self._pool = VerifierPool(config.num_workers) if rollout.leads else None
+        self._pool = None
+        if rollout.leads:
+            secret_file = None if config.secret_file is None else Path(config.secret_file)
+            try:
+                self._pool = open_pool(config.num_workers, config.address, secret_file, config.min_isolation)
+            except (ValueError, OSError) as error:
+                raise InputError(f"verifier: {error}") from error
 
     def collect(
         self,
@@ -89,6 +104,8 @@ class ExperienceMaker:
             verdicts.append(self._verify(problems[sample.request.prompt_index], sample))
             on_progress("generating", len(samples), total)
 
+        if self._pool is not None:
+            self._pool.metrics()  # from here on
         begin = time.monotonic()
         self._rollout.generate(prompts, samples_per_prompt, sampling, seed, on_sample, may_stop)
         if may_stop:
@@ -99,12 +116,13 @@ class ExperienceMaker:
         with deadline(3600, "verdicts from the verifier pool"):
             scored = [ScoredSample(s, v.result()) for s, v in zip(samples, verdicts, strict=True)]
         verified = time.monotonic()
-        everyone: list[list[ScoredSample]] = [[]] * dist.get_world_size()
-        dist.all_gather_object(everyone, scored)
+        everyone: list[tuple[list[ScoredSample], PoolMetrics | None]] = [([], None)] * dist.get_world_size()
+        dist.all_gather_object(everyone, (scored, None if self._pool is None else self._pool.metrics()))
         merged = sorted(
-            (s for part in everyone for s in part), key=lambda s: (s.prompt_index, s.sample.request.sample_index)
+            (s for part, _ in everyone for s in part), key=lambda s: (s.prompt_index, s.sample.request.sample_index)
         )
-        return Experience(merged, generated - begin, verified - generated)
+        pools = [metrics for _, metrics in everyone if metrics is not None]
+        return Experience(merged, pools, generated - begin, verified - generated)
 
     def close(self) -> None:
         """End the verifier workers."""
@@ -117,10 +135,10 @@ class ExperienceMaker:
             done: Future[Result] = Future()
             done.set_result(Result(Verdict.NO_ANSWER, None, 0.0, "truncated"))
             return done
-        return self._pool.submit(verification_task(problem, sample.text, self._config.code_timeout_seconds))
+        return self._pool.submit(verification_task(problem, sample.text, self._config))
 
 
-def verification_task(problem: Problem, response: str, code_timeout_seconds: float) -> MathTask | CodeTask:
+def verification_task(problem: Problem, response: str, config: VerifierConfig) -> MathTask | CodeTask:
     """What a verifier worker has to do for one response."""
     if problem.tests is not None:
         return CodeTask(
@@ -128,7 +146,10 @@ def verification_task(problem: Problem, response: str, code_timeout_seconds: flo
             problem.tests,
             fn_name=problem.fn_name,
             starter_code=problem.starter_code,
-            timeout=code_timeout_seconds,
+            timeout=config.code_timeout_seconds,
+            budget=config.code_budget_seconds,
+            longest_first=config.longest_tests_first,
+            min_isolation=config.min_isolation,
         )
     assert problem.answer is not None
     return MathTask(response, problem.answer)

@@ -16,6 +16,7 @@ from megatron_rl.policy.policy import Policy
 from megatron_rl.rollout.samples import Sampling
 from megatron_rl.stage import Stage
 from megatron_rl.validate import sample_record
+from verifiers.metrics import percentile
 from verifiers.verdict import Verdict
 
 
@@ -137,7 +138,7 @@ def experience_metrics(experience: Experience, advantages: Sequence[float]) -> d
     samples = experience.samples
     verdicts = Counter(sample.result.verdict for sample in samples)
     lengths = [len(sample.sample.tokens) for sample in samples]
-    seconds = sorted(sample.result.seconds for sample in samples)
+    seconds = sorted(sample.result.seconds for sample in samples if not sample.sample.truncated)
     scored = [sample.reward for sample in samples if sample.result.verdict is not Verdict.INFRA_ERROR]
     return {
         "train/reward": statistics.fmean(scored),
@@ -146,8 +147,11 @@ def experience_metrics(experience: Experience, advantages: Sequence[float]) -> d
         "generation/length_max": float(max(lengths)),
         "generation/truncated_fraction": sum(sample.sample.truncated for sample in samples) / len(samples),
         **{f"verify/{verdict.value}": verdicts[verdict] / len(samples) for verdict in Verdict},
-        "verify/seconds_p50": seconds[len(seconds) // 2],
-        "verify/seconds_p99": seconds[int(len(seconds) * 0.99)],
+        "verify/seconds_p50": percentile(seconds, 0.50),
+        "verify/seconds_p99": percentile(seconds, 0.99),
+        "verify/latency_p99": max(pool.latency_p99 for pool in experience.pools),
+        "verify/utilization": statistics.fmean(pool.utilization for pool in experience.pools),
+        "verify/queue_length_max": float(max(pool.max_queue_length for pool in experience.pools)),
         "performance/tokens": float(sum(lengths)),
     }
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from converters.errors import ConversionError
 from converters.hf_config import ModelShape, model_shape, read_config, weight_files
-from megatron_rl.config.schema import Algorithm, PolicyConfig, TrainConfig
+from megatron_rl.config.schema import Algorithm, Domain, PolicyConfig, TrainConfig, VerifierConfig
 from megatron_rl.data.problems import load_problems
 from megatron_rl.errors import InputError
 from megatron_rl.run_folder import RunFolder, find_checkpoint
+from verifiers.connection import parse_address, read_secret
+from verifiers.isolation import IsolationLevel
 
 
 def preflight(config: TrainConfig) -> None:
@@ -20,6 +22,8 @@ def preflight(config: TrainConfig) -> None:
     """
     _check_model(config.policy, RunFolder(Path(config.run_dir)))
     check_data(config)
+    domains = {data.domain for data in (config.data, *config.validation.data.values())}
+    check_verifier(config.verifier, runs_code=Domain.CODE in domains)
     if config.logger.wandb_enabled and find_spec("wandb") is None:
         raise InputError("logger.wandb_enabled=true but wandb is not installed; pip install wandb, or set it to false")
 
@@ -33,6 +37,41 @@ def check_data(config: TrainConfig) -> None:
     load_problems(config.data, need_response=config.algorithm is Algorithm.SFT)
     for data in config.validation.data.values():
         load_problems(data)
+
+
+def check_verifier(verifier: VerifierConfig, runs_code: bool) -> None:
+    """Check the verifier server's address and secret or, for programs that are to run here, this machine's isolation.
+
+    Raises:
+        InputError: they are unusable; less isolation than the config demands.
+    """
+    if verifier.address is not None:
+        try:
+            local = isinstance(parse_address(verifier.address), str)
+            if verifier.secret_file is not None:
+                read_secret(Path(verifier.secret_file))
+            elif not local:
+                raise ValueError(f"address={verifier.address} needs secret_file, the server's secret")
+        except (ValueError, OSError) as error:
+            raise InputError(f"verifier: {error}") from error
+    elif runs_code:
+        check_isolation(verifier.min_isolation, "verifier.min_isolation")
+
+
+def check_isolation(minimum: IsolationLevel, key: str) -> None:
+    """Refuse to run programs on this machine with less isolation than `minimum`.
+
+    Raises:
+        InputError: names `key`, what there is, and the remedy.
+    """
+    from verifiers.code import SandboxError, close_sandbox, require_isolation
+
+    try:
+        require_isolation(minimum)
+    except SandboxError as error:
+        raise InputError(f"{key}={minimum}: {error}; see `megatron-rl doctor`, or allow less with {key}") from error
+    finally:
+        close_sandbox()
 
 
 def _check_model(policy: PolicyConfig, run: RunFolder) -> None:

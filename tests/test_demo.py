@@ -156,7 +156,10 @@ def test_with_shuffled_advantages_the_rise_is_gone(demo: Path, tmp_path: Path) -
 
 # Killed in every stage -----------------------------------------------------------------------------------------------
 
-MEASURED_BY_THE_CLOCK = ("timing/", "performance/", "verify/seconds", "time")
+MEASURED_BY_THE_CLOCK = (
+    *("timing/", "performance/", "time"),
+    *("verify/seconds", "verify/latency", "verify/utilization", "verify/queue_length"),
+)
 
 
 def short_pipeline(demo: Path, name: str) -> list[str | Path]:

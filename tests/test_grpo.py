@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_rl.algorithms.losses import policy_gradient_loss
-from megatron_rl.config.schema import Domain, GenerationConfig, GRPOConfig
+from megatron_rl.config.schema import Domain, GenerationConfig, GRPOConfig, VerifierConfig
 from megatron_rl.data.problems import Problem
 from megatron_rl.errors import RunStopped
 from megatron_rl.experience import Experience, ScoredSample, verification_task
@@ -23,10 +23,22 @@ from megatron_rl.grpo import (
 from megatron_rl.policy.batch import Share, TrainSequence, micro_batches
 from megatron_rl.rollout.samples import Sample, SampleRequest
 from megatron_rl.validate import accuracies
+from verifiers.isolation import IsolationLevel
+from verifiers.metrics import PoolMetrics
 from verifiers.tasks import CodeTask, MathTask
 from verifiers.verdict import Result, Verdict
 
 CONFIG = GRPOConfig(max_num_steps=1, max_token_mult_prob_error=1.05, max_infra_error_fraction=0.25)
+VERIFIER = VerifierConfig(
+    code_timeout_seconds=2.0,
+    code_budget_seconds=9.0,
+    longest_tests_first=True,
+    min_isolation=IsolationLevel.SECCOMP,
+)
+POOLS = [
+    PoolMetrics({}, 0.1, 0.2, 0.3, latency, utilization, queue)
+    for latency, utilization, queue in ((0.5, 0.25, 3), (0.25, 0.75, 5))
+]
 
 
 def scored(
@@ -38,7 +50,7 @@ def scored(
 
 
 def experience(*samples: ScoredSample) -> Experience:
-    return Experience(list(samples), generation_seconds=1.0, verification_wait_seconds=0.0)
+    return Experience(list(samples), POOLS, generation_seconds=1.0, verification_wait_seconds=0.0)
 
 
 def test_advantages_are_within_the_prompts_group_also_after_drops() -> None:
@@ -155,7 +167,11 @@ def test_metrics_of_a_step() -> None:
         "verify/wrong": 0.0,
         "verify/timeout": 0.25,
         "verify/infra_error": 0.25,
+        "verify/seconds_p50": 0.4,
         "verify/seconds_p99": 3.0,
+        "verify/latency_p99": 0.5,
+        "verify/utilization": 0.5,
+        "verify/queue_length_max": 5.0,
         "performance/tokens": 40.0,
     }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted)
@@ -192,9 +208,17 @@ def test_validation_accuracy_is_a_mean_over_prompts() -> None:
 def test_a_problem_with_tests_goes_to_the_code_verifier() -> None:
     columns: dict[str, Any] = {"id": "1", "question": "q", "starter_code": None, "response": None}
     math_problem = Problem(**columns, domain=Domain.MATH, answer="4", tests=None, fn_name=None)
-    assert verification_task(math_problem, "said", 2.0) == MathTask("said", "4")
+    assert verification_task(math_problem, "said", VERIFIER) == MathTask("said", "4")
     tests = ({"input": "1", "output": "1", "testtype": "functional"},)
     code_problem = Problem(**columns, domain=Domain.CODE, answer=None, tests=tests, fn_name="f")
-    task = verification_task(code_problem, "said", 2.0)
+    task = verification_task(code_problem, "said", VERIFIER)
     assert isinstance(task, CodeTask)
-    assert (task.tests, task.fn_name, task.timeout) == (tests, "f", 2.0)
+    assert task == CodeTask(
+        "said",
+        tests,
+        fn_name="f",
+        timeout=2.0,
+        budget=9.0,
+        longest_first=True,
+        min_isolation=IsolationLevel.SECCOMP,
+    )

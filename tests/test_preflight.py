@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from tiny import HF_CONFIG, train_config
 
+from megatron_rl.config.schema import VerifierConfig
 from megatron_rl.errors import InputError
-from megatron_rl.preflight import preflight
+from megatron_rl.preflight import check_verifier, preflight
 from megatron_rl.run_folder import MANIFEST, RunFolder
+from verifiers.code import Isolation, judge
+from verifiers.isolation import IsolationLevel
 
 LINE = json.dumps({"prompt": "1+1=", "answer": "2", "response": "two"}) + "\n"
 SCRATCH = {
@@ -134,3 +137,27 @@ def test_sft_needs_responses_and_grpo_does_not(model: Path, settings: dict[str, 
     (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "1+1=", "answer": "2"}) + "\n")
     preflight(train_config(model, **settings))
     refused(model, "no column 'response'", **settings, algorithm="sft", sft={"max_num_steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"address": "host:1"}, "verifier: address 'host:1': write unix:/path/of/socket or tcp:HOST:PORT"),
+        ({"address": "tcp:host:1"}, "verifier: address=tcp:host:1 needs secret_file, the server's secret"),
+        ({"address": "tcp:host:1", "secret_file": "/none"}, "verifier: /none: no such secret file"),
+    ],
+)
+def test_an_unusable_verifier_server_is_refused(
+    model: Path, settings: dict[str, Any], changes: dict[str, str], message: str
+) -> None:
+    refused(model, message, **settings, **{f"verifier__{key}": value for key, value in changes.items()})
+
+
+def test_programs_do_not_run_with_less_isolation_than_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = Isolation(IsolationLevel.LIMITS, ("limits",), ("seccomp",))
+    monkeypatch.setattr(judge, "isolation", lambda: weak)
+    message = "verifier.min_isolation=landlock: programs would be isolated by limits only, and landlock is demanded"
+    with pytest.raises(InputError, match=message):
+        check_verifier(VerifierConfig(), runs_code=True)
+    check_verifier(VerifierConfig(), runs_code=False)
+    check_verifier(VerifierConfig(min_isolation=IsolationLevel.LIMITS), runs_code=True)

@@ -1,6 +1,7 @@
-"""Length-prefixed frames on a socket, between a pool and its workers.
+"""Length-prefixed frames on a socket: between a pool and its workers, and between a server of a pool and its clients.
 
-The pool sends pickles, since it trusts itself. Workers answer in JSON, since model-made code runs beneath them.
+A pool sends its workers pickles, since it trusts itself. All else is JSON: workers answer in it, since model-made code
+runs beneath them, and so do both ends of a network connection.
 """
 
 import json
@@ -18,30 +19,39 @@ class BrokenFrame(Exception):
 
 
 def pack_task(task: Any) -> bytes:
-    """The frame that carries a task. Raises ValueError if it is larger than `MAX_BYTES`."""
+    """The frame that carries a task to a worker. Raises ValueError if it is larger than `MAX_BYTES`."""
     return _frame(pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL))
 
 
-def pack_answer(answer: dict[str, Any]) -> bytes:
-    """The frame that carries an answer."""
-    return _frame(json.dumps(answer).encode("ascii"))
+def pack_record(record: dict[str, Any]) -> bytes:
+    """The frame that carries a JSON object. Raises ValueError if it is larger than `MAX_BYTES`."""
+    return _frame(json.dumps(record).encode("ascii"))
 
 
 def receive_task(connection: socket.socket) -> Any | None:
     """The next task, or None when the pool has closed its end."""
-    payload = _receive(connection)
+    payload = _receive(connection, MAX_BYTES)
     return None if payload is None else pickle.loads(payload)
 
 
-def unpack_answer(payload: bytes) -> dict[str, Any]:
-    """The answer in a payload. Raises BrokenFrame if it is no JSON object."""
+def receive_record(connection: socket.socket, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
+    """The next JSON object, or None when the other end has closed.
+
+    Raises BrokenFrame for what is none or is larger than `max_bytes`.
+    """
+    payload = _receive(connection, max_bytes)
+    return None if payload is None else unpack_record(payload)
+
+
+def unpack_record(payload: bytes) -> dict[str, Any]:
+    """The JSON object in a payload. Raises BrokenFrame if it is none."""
     try:
-        answer = json.loads(payload)
-    except ValueError as error:
-        raise BrokenFrame("answer is not JSON") from error
-    if not isinstance(answer, dict):
-        raise BrokenFrame("answer is not an object")
-    return answer
+        record = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise BrokenFrame("not JSON") from error
+    if not isinstance(record, dict):
+        raise BrokenFrame("not a JSON object")
+    return record
 
 
 class AnswerReader:
@@ -57,10 +67,10 @@ class AnswerReader:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
         if length > MAX_BYTES:
-            raise BrokenFrame("answer too long")
+            raise BrokenFrame(f"{length} bytes, more than {MAX_BYTES}")
         if len(self._buffer) < _LENGTH.size + length:
             return None
-        return unpack_answer(bytes(self._buffer[_LENGTH.size :]))
+        return unpack_record(bytes(self._buffer[_LENGTH.size :]))
 
 
 def _frame(payload: bytes) -> bytes:
@@ -69,11 +79,14 @@ def _frame(payload: bytes) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
-def _receive(connection: socket.socket) -> bytes | None:
+def _receive(connection: socket.socket, max_bytes: int) -> bytes | None:
     header = _read(connection, _LENGTH.size)
     if header is None:
         return None
-    payload = _read(connection, _LENGTH.unpack(header)[0])
+    (length,) = _LENGTH.unpack(header)
+    if length > max_bytes:
+        raise BrokenFrame(f"{length} bytes, more than {max_bytes}")
+    payload = _read(connection, length)
     if payload is None:
         raise BrokenFrame("closed in the middle of a frame")
     return payload

@@ -10,26 +10,24 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
-from verifiers.math import Extract
-from verifiers.pool import VerifierPool
-from verifiers.tasks import CodeTask, MathTask, Task
+from verifiers.metrics import percentile
+from verifiers.pool import Pool
+from verifiers.records import ReadTask, parse_line
+from verifiers.tasks import Task
 from verifiers.verdict import Result, Verdict
 
-Domain = Literal["math", "code"]
-
-IN_FLIGHT_PER_WORKER = 8
-_TEST_TYPES = ("stdin", "functional")
+# Read ahead of the line that is written next: enough that one slow program does not leave the workers without work.
+IN_FLIGHT_PER_WORKER = 64
+IN_FLIGHT_BYTES = 512 << 20
 
 
 def verify_file(
     path: Path,
-    domain: Domain,
+    read: ReadTask,
+    pool: Pool,
     out: Path | None,
-    workers: int,
-    extract: Extract = "strict",
-    timeout: float = 6.0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Verify every line of a JSONL file.
@@ -38,16 +36,15 @@ def verify_file(
     skipped.
 
     Args:
-        path: lines of `{id, response, answer}` (math) or `{id, response, tests, fn_name?, starter_code?}` (code).
-        domain: which of the two.
+        path: the file.
+        read: how its lines are read; see `verifiers.records`.
+        pool: who verifies; it stays open.
         out: where to write, by way of a temporary file beside it; None for standard output.
-        workers: number of worker processes.
-        extract: where math answers are looked for; see `extract_answer`.
-        timeout: seconds for each test of a program.
         progress: called with the number of finished lines, after each.
 
     Returns:
-        The count of each verdict, `samples`, `seconds` (wall clock) and, over the samples' own seconds, `p50`, `p99`.
+        The count of each verdict, `samples`, `seconds` (wall clock), over the samples' own seconds `p50` and `p99`, and
+        `utilization` and `max_queue_length` of the pool.
 
     Raises:
         ValueError: a line is not usable; the message names the file, the line and the remedy.
@@ -56,40 +53,47 @@ def verify_file(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected JSON lines to verify")
-    read = _task_reader(domain, extract, timeout)
     start = time.monotonic()
     counts = Counter({verdict.value: 0 for verdict in Verdict})
     seconds = array("d")
-    with VerifierPool(workers) as pool, _output(out) as output:
-        for record, result in _verified(pool, _tasks(path, read), workers * IN_FLIGHT_PER_WORKER):
+    pool.metrics()
+    with _output(out) as output:
+        for record, result in _verified(pool, _tasks(path, read)):
             output.write(json.dumps({**record, **_added(result)}) + "\n")
             counts[result.verdict.value] += 1
             seconds.append(result.seconds)
             if progress is not None:
                 progress(len(seconds))
-    ordered = sorted(seconds)
+    ordered, metrics = sorted(seconds), pool.metrics()
     return {
         **counts,
         "samples": len(ordered),
         "seconds": round(time.monotonic() - start, 3),
-        "p50": _percentile(ordered, 0.50),
-        "p99": _percentile(ordered, 0.99),
+        "p50": round(percentile(ordered, 0.50), 6),
+        "p99": round(percentile(ordered, 0.99), 6),
+        "utilization": round(metrics.utilization, 3),
+        "max_queue_length": metrics.max_queue_length,
     }
 
 
-def _verified(
-    pool: VerifierPool, tasks: Iterator[tuple[dict[str, Any], Task]], in_flight: int
-) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Results in the order of their tasks, with at most `in_flight` of them read ahead."""
-    waiting: deque[tuple[dict[str, Any], Future[Result]]] = deque()
-    for record, task in tasks:
-        waiting.append((record, pool.submit(task)))
-        if len(waiting) >= in_flight:
-            record, future = waiting.popleft()
+def _verified(pool: Pool, tasks: Iterator[tuple[dict[str, Any], Task, int]]) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Results in the order of their tasks, with a bounded number of them, and of their bytes, read ahead."""
+    waiting: deque[tuple[dict[str, Any], Future[Result], int]] = deque()
+    waiting_bytes = 0
+    try:
+        for record, task, size in tasks:
+            waiting.append((record, pool.submit(task), size))
+            waiting_bytes += size
+            while len(waiting) >= pool.workers * IN_FLIGHT_PER_WORKER or waiting_bytes > IN_FLIGHT_BYTES:
+                record, future, size = waiting.popleft()
+                waiting_bytes -= size
+                yield record, future.result()
+        while waiting:
+            record, future, _ = waiting.popleft()
             yield record, future.result()
-    while waiting:
-        record, future = waiting.popleft()
-        yield record, future.result()
+    finally:
+        for _, future, _ in waiting:
+            future.cancel()
 
 
 def _added(result: Result) -> dict[str, Any]:
@@ -99,13 +103,6 @@ def _added(result: Result) -> dict[str, Any]:
         "extracted": result.extracted,
         "seconds": round(result.seconds, 6),
     }
-
-
-def _percentile(ordered: list[float], fraction: float) -> float:
-    """Nearest rank; 0 without samples."""
-    if not ordered:
-        return 0.0
-    return round(ordered[min(len(ordered) - 1, int(fraction * len(ordered)))], 6)
 
 
 @contextlib.contextmanager
@@ -129,106 +126,15 @@ def _output(out: Path | None) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
 
 
-# Reading lines ---------------------------------------------------------------------------------------------
-
-
-def _tasks(path: Path, read: Callable[[dict[str, Any]], Task]) -> Iterator[tuple[dict[str, Any], Task]]:
+def _tasks(path: Path, read: ReadTask) -> Iterator[tuple[dict[str, Any], Task, int]]:
+    """The records of the file, with their tasks and sizes in bytes."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.isspace():
                 continue
             try:
-                record = _parse_line(line)
+                record = parse_line(line)
                 task = read(record)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
-            yield record, task
-
-
-def _parse_line(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"broken JSON ({error.msg} at column {error.colno}); write one JSON object per line") from None
-    except RecursionError:
-        raise ValueError("JSON nested too deeply; write one flat JSON object per line") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"expected a JSON object, got {_kind(record)}; write one JSON object per line")
-    if "id" not in record:
-        raise ValueError("key 'id' is missing; give every line an id")
-    return record
-
-
-def _task_reader(domain: Domain, extract: Extract, timeout: float) -> Callable[[dict[str, Any]], Task]:
-    if extract not in ("strict", "anywhere"):
-        raise ValueError(f"extract must be 'strict' or 'anywhere', not {extract!r}")
-    if not timeout > 0:
-        raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
-    if domain == "math":
-        return lambda record: MathTask(_text(record, "response"), _answer(record), extract)
-    if domain == "code":
-        return lambda record: _code_task(record, timeout)
-    raise ValueError(f"domain must be 'math' or 'code', not {domain!r}")
-
-
-def _code_task(record: dict[str, Any], timeout: float) -> CodeTask:
-    tests = _required(record, "tests")
-    if not isinstance(tests, list) or not tests:
-        raise ValueError("key 'tests' must be a list of at least one {input, output, testtype}")
-    for at, test in enumerate(tests, 1):
-        if not isinstance(test, dict):
-            raise ValueError(f"test {at} must be an object {{input, output, testtype}}, got {_kind(test)}")
-        for key in ("input", "output"):
-            if not isinstance(test.get(key), str):
-                raise ValueError(f"test {at}: key {key!r} must be a string, got {_kind(test.get(key))}")
-        if test.get("testtype") not in _TEST_TYPES:
-            raise ValueError(
-                f"test {at}: testtype {test.get('testtype')!r:.40} is unknown; use 'stdin' or 'functional'"
-            )
-    function, starter = _optional_text(record, "fn_name"), _optional_text(record, "starter_code")
-    if function is None and starter is None and any(test["testtype"] == "functional" for test in tests):
-        raise ValueError("functional tests need key 'fn_name' or 'starter_code'; add one of them")
-    return CodeTask(_text(record, "response"), tests, function, starter, timeout)
-
-
-def _required(record: dict[str, Any], key: str) -> Any:
-    if key not in record:
-        raise ValueError(f"key {key!r} is missing; add it to the line")
-    return record[key]
-
-
-def _text(record: dict[str, Any], key: str) -> str:
-    value = _required(record, key)
-    if not isinstance(value, str):
-        raise ValueError(f"key {key!r} must be a string, got {_kind(value)}")
-    return value
-
-
-def _optional_text(record: dict[str, Any], key: str) -> str | None:
-    return None if record.get(key) is None else _text(record, key)
-
-
-def _answer(record: dict[str, Any]) -> str:
-    value = _required(record, "answer")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"key 'answer' must be a string or a number, got {_kind(value)}")
-    return str(value)
-
-
-def _kind(value: object) -> str:
-    """JSON's name for a value's type."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case str():
-            return "a string"
-        case int() | float():
-            return "a number"
-        case list():
-            return "a list"
-        case _:
-            return "an object"
+            yield record, task, len(line)

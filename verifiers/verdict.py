@@ -1,7 +1,9 @@
 """The outcome of one verification, the same for math and code."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Self
 
 
 class Verdict(StrEnum):
@@ -39,3 +41,8 @@ class Result:
     def reward(self) -> float:
         """1.0 for `pass`, 0.0 for everything else."""
         return 1.0 if self.verdict is Verdict.PASS else 0.0
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The result that `dataclasses.asdict` turned into a record. Raises KeyError, ValueError or TypeError."""
+        return cls(Verdict(record["verdict"]), record["extracted"], float(record["seconds"]), str(record["detail"]))

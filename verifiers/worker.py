@@ -31,9 +31,9 @@ def main() -> None:
     os.nice(NICENESS)
     connection = _take_connection()
     verify_math(*_WARM_UP)  # imports what it needs lazily, before the first deadline runs
-    connection.sendall(frames.pack_answer({"ready": True}))
+    connection.sendall(frames.pack_record({"ready": True}))
     while (task := frames.receive_task(connection)) is not None:
-        connection.sendall(frames.pack_answer(_answer(task)))
+        connection.sendall(frames.pack_record(_answer(task)))
 
 
 def _die_with_parent(parent: int) -> None:

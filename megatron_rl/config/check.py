@@ -1,5 +1,7 @@
 """Refusals that need several fields at once. Nothing heavy is imported."""
 
+import math
+
 from megatron_rl.config.schema import Algorithm, GenerationConfig, PolicyConfig, TrainConfig
 from megatron_rl.errors import InputError
 
@@ -28,6 +30,10 @@ def check_config(config: TrainConfig) -> None:
     _check_sections(config)
     _check_layout(config)
     _check_start(config.policy)
+    for key in ("code_timeout_seconds", "code_budget_seconds"):
+        seconds = getattr(config.verifier, key)
+        if not 0 < seconds < math.inf:
+            raise InputError(f"verifier.{key}={seconds}: must be a positive number of seconds")
     if config.generation is not None:
         _check_generation(config.generation, config)
 

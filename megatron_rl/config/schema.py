@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from verifiers.isolation import IsolationLevel
+
 
 class Algorithm(StrEnum):
     SFT = "sft"
@@ -192,6 +194,17 @@ class VerifierConfig:
     """Worker processes per engine."""
     code_timeout_seconds: float = 6.0
     """Wall-clock limit of one test of a program."""
+    code_budget_seconds: float = 300.0
+    """Wall-clock limit of all tests of a program together."""
+    longest_tests_first: bool = False
+    """Run the tests with the longest inputs first: a slow program fails sooner."""
+    min_isolation: IsolationLevel = IsolationLevel.LANDLOCK
+    """The weakest isolation that programs may run with; verifiers/code/__init__.py says what each level leaves open."""
+    address: str | None = None
+    """Of a verifier server (`megatron-rl verify serve`), in place of workers of one's own: unix:/PATH or
+    tcp:HOST:PORT."""
+    secret_file: str | None = None
+    """The server's secret."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ class Task:
     """Passes, and tells its worker's process id."""
 
     deadline_seconds: float = 20.0
+    expected_seconds: float = 0.01
     memory_bytes: int | None = None
     payload: str = ""
 
@@ -25,6 +26,29 @@ class Task:
 
     def act(self) -> None:
         """What the task does before it passes."""
+
+
+@dataclass(frozen=True)
+class Sleep(Task):
+    """Takes `seconds`."""
+
+    seconds: float = 0.0
+
+    def act(self) -> None:
+        time.sleep(self.seconds)
+
+
+@dataclass(frozen=True)
+class Append(Sleep):
+    """Writes a line at the end of a file, then sleeps."""
+
+    file: str = ""
+    word: str = ""
+
+    def act(self) -> None:
+        with open(self.file, "a") as file:
+            file.write(self.word + "\n")
+        super().act()
 
 
 @dataclass(frozen=True)

@@ -1,64 +1,89 @@
 """The code verifier: verdicts, isolation, the sandbox's life."""
 
+import importlib.util
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from verifiers import Verdict
 from verifiers.code import isolation, sandbox, verify_code
+from verifiers.code.compare import same_output
+from verifiers.pool import VerifierPool
+from verifiers.tasks import CodeTask
 
-
-def programs(name: str) -> dict[str, str]:
-    """The programs in a text file, each below a line `=== name`."""
-    _, *parts = (Path(__file__).parent / name).read_text().split("\n=== ")
-    return {title: program for title, _, program in (part.partition("\n") for part in parts)}
-
-
-SUM = [{"input": "3\n1 2 3\n", "output": "6\n", "testtype": "stdin"}]
+Test = dict[str, str]
 SECRET = "7391846520"
-IDIOMS = {
-    **programs("code_idioms.txt"),
-    "crlf": "input()\r\nprint(sum(map(int, input().split())))\r",
-}
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def stdin_test(text: str, output: str) -> Test:
+    return {"input": text, "output": output, "testtype": "stdin"}
+
+
+def function_test(arguments: list[object], output: object) -> Test:
+    lines = "\n".join(json.dumps(argument) for argument in arguments)
+    return {"input": lines, "output": json.dumps(output), "testtype": "functional"}
+
+
+def table(name: str, test: Callable[[Any, Any], Test], default: list[Test]) -> dict[str, tuple[str, list[Test]]]:
+    """The programs in a text file and their tests, each below a line `=== title | input | output | input | ...`."""
+    _, *parts = (Path(__file__).parent / name).read_text().split("\n=== ")
+    rows = {}
+    for part in parts:
+        heading, _, program = part.partition("\n")
+        title, *texts = heading.split(" | ")
+        values = [json.loads(text) for text in texts]
+        assert title not in rows, f"{name}: two programs are called {title}"
+        rows[title] = program, [test(*pair) for pair in zip(values[::2], values[1::2], strict=True)] or default
+    return rows
+
+
+SUM = [stdin_test("3\n1 2 3\n", "6\n")]
+TWO_SUM = [function_test([[2, 7, 11], 9], [0, 1]), function_test([[3, 3], 6], [0, 1])]
+IDIOMS = table("code_idioms.txt", stdin_test, SUM)
+IDIOMS["crlf"] = "input()\r\nprint(sum(map(int, input().split())))\r", SUM
+IDIOMS["byte order mark"] = "\ufeffinput()\nprint(sum(map(int, input().split())))", SUM
+FUNCTIONS = table("code_functions.txt", function_test, TWO_SUM)
+PACKAGES = [name for name in ("numpy", "sympy") if importlib.util.find_spec(name) is None]
 HOSTILE = {
-    **programs("code_hostile.txt"),
+    **{name: program for name, (program, _) in table("code_hostile.txt", stdin_test, []).items()},
     "null bytes": f"print('{SECRET}')\x00",
     "lone surrogate": f"print('{SECRET}\ud800')",
     "recursion of the parser": "x = " + "(" * 20_000 + ")" * 20_000,
+    "minus signs": "x = " + "-" * 50_000 + "1",
+    "attribute chain": "x = 0\nx" + ".a" * 100_000,
+    "lambda chain": "x = " + "lambda: " * 5_000 + "0",
+    "sum of many": "x = " + "+".join("1" * 200_000),
+    "else chain": "x = " + "0 if x else " * 20_000 + "0",
     "constant bomb": "x = " + "9" * 4000 + "**" + "9" * 4000,
     "huge source": "x = 0\n" * 300_000 + f"print('{SECRET}')",
 }
 HOSTILE_FUNCTIONS = (
     *("flood in function", "early exit", "early exit in constructor", "fake verdicts", "equal to everything"),
     *("list equal to everything", "object equal to everything", "patched builtins", "expected output in objects"),
+    *("dictionary without end", "value nested without end", "value in a circle", "value too long"),
+    *("value with a made-up form", "encoder of its own", "other tests in memory", "frames of the parent"),
 )
 OTHERS: set[int] = set()  # processes of other test modules
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def respond(program: str) -> str:
     return f"<think>\nhm\n</think>\nHere it is.\n```python\n{program}\n```\nDone."
 
 
-def stdin_test(text: str, output: str) -> dict[str, str]:
-    return {"input": text, "output": output, "testtype": "stdin"}
-
-
-def function_test(arguments: list[object], output: object) -> dict[str, str]:
-    lines = "\n".join(json.dumps(argument) for argument in arguments)
-    return {"input": lines, "output": json.dumps(output), "testtype": "functional"}
-
-
-def judge(program: str, tests: list[dict[str, str]], fn_name: str | None = None, timeout: float = 5.0) -> Verdict:
+def judge(program: str, tests: list[Test], fn_name: str | None = None, timeout: float = 5.0) -> Verdict:
     return verify_code(respond(program), tests, fn_name=fn_name, timeout=timeout).verdict
 
 
@@ -129,32 +154,74 @@ def _nothing_left_at_the_end() -> Iterator[None]:
     yield
     if without_namespaces.warm is not None:
         without_namespaces.warm.close()
-    sandbox._close_at_exit()
+    sandbox.close_sandbox()
     assert not set(descendants()) - OTHERS
 
 
 # --- honest programs ------------------------------------------------------------------------------------------------
 
 
+def installed(program: str) -> bool:
+    return not any(f"import {name}" in program or f"from {name}" in program for name in PACKAGES)
+
+
 @pytest.mark.parametrize("name", IDIOMS)
 def test_idiom_passes(name: str) -> None:
-    result = verify_code(respond(IDIOMS[name]), SUM)
+    program, tests = IDIOMS[name]
+    if not installed(program):
+        pytest.skip("its package is not installed")
+    result = verify_code(respond(program), tests)
     assert result.verdict is Verdict.PASS, result.detail
     assert result.extracted is not None
     assert 0 < result.seconds < 5
 
 
 def test_idioms_pass_without_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    unavailable = {"lazy import"}  # as root, where the interpreter lies in a folder that only root may enter
+    # as root, where the interpreter lies in a folder that only root may enter: they import what is not loaded yet
+    unavailable = {"lazy import", "arguments", "database", "numpy everything"}
     with without_namespaces(monkeypatch):
         assert isolation().level != "namespaces"
-        failed = {name for name, program in IDIOMS.items() if judge(program, SUM) is not Verdict.PASS}
+        failed = {
+            name
+            for name, (program, tests) in IDIOMS.items()
+            if installed(program) and judge(program, tests) is not Verdict.PASS
+        }
     assert failed <= unavailable
+
+
+def as_contests_run_it() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", IDIOMS)
+def test_idiom_is_right(name: str, tmp_path: Path) -> None:
+    """The plain interpreter, reading a file: what this table holds for right is not the sandbox's opinion."""
+    program, tests = IDIOMS[name]
+    if not installed(program):
+        pytest.skip("its package is not installed")
+    (tmp_path / "main.py").write_bytes(program.encode())
+    for test in tests:
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(test["input"].encode())
+            stdin.seek(0)
+            done = subprocess.run(
+                [sys.executable, "main.py"],
+                cwd=tmp_path,
+                stdin=stdin,
+                capture_output=True,
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONINTMAXSTRDIGITS": "50000"},
+                preexec_fn=as_contests_run_it,
+                timeout=60,
+                check=False,
+            )
+        assert (done.returncode, same_output(test["output"], done.stdout)) == (0, True), done
 
 
 WRONG = {
     "wrong": ("print(5)", Verdict.WRONG),
-    "silent": ("", Verdict.WRONG),
+    "silent": ("x = 6", Verdict.WRONG),
     "extra line": ("print(6)\nprint(6)", Verdict.WRONG),
     "prompt printed": ("input('n?')\nprint(6)", Verdict.WRONG),
     "syntax error": ("print(6", Verdict.RUNTIME_ERROR),
@@ -215,34 +282,51 @@ def test_nothing_is_kept_between_tests() -> None:
 
 # --- functions ------------------------------------------------------------------------------------------------------
 
-TWO_SUM = [function_test([[2, 7, 11], 9], [0, 1]), function_test([[3, 3], 6], [0, 1])]
-LOOP = "for i in range(len(nums)):\n{0}    for j in range(i):\n{0}        if nums[i] + nums[j] == target: return {1}"
-FUNCTIONS = {
-    "method": ("class Solution:\n  def f(self, nums: List[int], target: int) -> List[int]:\n    " + LOOP, "[j, i]"),
-    "function": ("def f(nums, target):\n    " + LOOP, "[j, i]"),
-    "tuple": ("def f(nums, target):\n    " + LOOP, "(j, i)"),
-    "floats": ("def f(nums, target):\n    " + LOOP, "[float(j), i]"),
-    "optional": ("class Solution:\n  def f(self, nums, target) -> Optional[List[int]]:\n    " + LOOP, "[j, i]"),
-    "prints": ("print('x' * 99)\ndef f(nums, target):\n    print(nums)\n    " + LOOP, "[j, i]"),
-    "main guard": ("def f(nums, target):\n    " + LOOP + "\nif __name__ == '__main__':\n    input()", "[j, i]"),
-    "names of the modules": (
-        "assert (inf, math, collections, defaultdict, heappush, reduce, lru_cache, bisect_left, deque, accumulate)\n"
-        "assert pow(2, 3, 5) == 3 and open is __builtins__.open\ndef f(nums, target):\n    " + LOOP,
-        "[j, i]",
-    ),
-    "helper class": (
-        "class P:\n    x = 1\nclass Solution:\n  @staticmethod\n  def f(nums, target):\n    " + LOOP,
-        "[j, i]",
-    ),
-    "recursion": ("def g(n): return n and g(n - 1)\ndef f(nums, target):\n    g(20000)\n    " + LOOP, "[j, i]"),
-}
-
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_function_passes(name: str) -> None:
-    program, value = FUNCTIONS[name]
-    result = verify_code(respond(program.format("    ", value)), TWO_SUM, fn_name="f")
+def test_function_passes(name: str, level: str) -> None:
+    program, tests = FUNCTIONS[name]
+    if not installed(program):
+        pytest.skip("its package is not installed")
+    result = verify_code(respond(program), tests, fn_name="f")
     assert result.verdict is Verdict.PASS, result.detail
+
+
+PLAIN_CALL = """
+import json, sys, types
+from string import *; from re import *; from datetime import *; from collections import *; from heapq import *
+from bisect import *; from copy import *; from math import *; from random import *; from statistics import *
+from itertools import *; from functools import *; from operator import *; from io import *; from sys import *
+from json import *; from builtins import *; from typing import *
+import collections, datetime, functools, heapq, itertools, json, math, random, re, string, sys
+sys.setrecursionlimit(50000)
+module = sys.modules["solution"] = types.ModuleType("solution")
+names = vars(module)
+names.update({name: value for name, value in globals().items() if not name.startswith("__")})
+names["__builtins__"] = sys.modules["builtins"]
+exec(open("main.py").read(), names)
+f = names["Solution"]().f if hasattr(names.get("Solution"), "f") else names["f"]
+arguments = [json.loads(line) for line in open("input").read().split("\\n") if line]
+number = lambda n: n.item() if hasattr(n, "item") else int(n) if n == int(n) else float(n)
+open("output", "w").write(json.dumps(f(*arguments), default=number))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_is_right(name: str, tmp_path: Path) -> None:
+    """The plain interpreter's opinion, as for the idioms."""
+    program, tests = FUNCTIONS[name]
+    if not installed(program):
+        pytest.skip("its package is not installed")
+    (tmp_path / "main.py").write_text(program)
+    for test in tests:
+        (tmp_path / "input").write_text(test["input"])
+        command = [sys.executable, "-X", "utf8", "-c", PLAIN_CALL]
+        subprocess.run(
+            command, cwd=tmp_path, capture_output=True, preexec_fn=as_contests_run_it, timeout=60, check=True
+        )
+        assert json.loads((tmp_path / "output").read_text()) == json.loads(test["output"])
 
 
 WRONG_FUNCTIONS = {
@@ -292,7 +376,7 @@ def test_function_without_arguments_and_huge_integers() -> None:
         ([{"input": "1", "output": "", "testtype": "functional"}], "test 1: not JSON"),
     ],
 )
-def test_unusable_tests_raise(tests: list[dict[str, str]], words: str) -> None:
+def test_unusable_tests_raise(tests: list[Test], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         verify_code(respond("print(6)"), tests, fn_name="f")
 
@@ -311,9 +395,31 @@ def test_unusable_timeout_raises(timeout: float) -> None:
 # --- hostile programs -----------------------------------------------------------------------------------------------
 
 
+MARK = "left-behind"  # the name that hostile programs give to what they make
+
+
+def leftovers() -> list[str]:
+    """What programs left on this machine: files, shared memory, queues, abstract sockets, names of processes."""
+    found = [str(path) for folder in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(folder).glob(f"*{MARK}*")]
+    for table_of_kernel in ("sysvipc/shm", "sysvipc/sem", "sysvipc/msg", "net/unix", "keys"):
+        path = Path("/proc", table_of_kernel)
+        lines = path.read_text().splitlines() if path.exists() else []
+        found += [line for line in lines if MARK in line or str(0x5EED) in line.split()[:1]]
+    current = sandbox._current[1] if sandbox._current is not None else None
+    if current is not None and current._base is not None:
+        base = Path(current._base)
+        found += [str(path) for path in [*base.iterdir(), *(base / "scratch").iterdir()] if path.name != "scratch"]
+    return found
+
+
+def mounts() -> str:
+    return Path("/proc/self/mounts").read_text()
+
+
 def assert_unharmed() -> None:
-    """The next honest program passes, and only the keeper and the server of each sandbox are alive."""
-    assert judge(IDIOMS["input"], SUM) is Verdict.PASS
+    """The next honest program passes; only the keeper and the server of each sandbox are alive; nothing is left."""
+    assert judge(IDIOMS["input"][0], SUM) is Verdict.PASS
+    assert leftovers() == []
     deadline = time.monotonic() + 2
     while len(set(descendants()) - OTHERS) > 4:  # the program process takes a moment to end
         assert time.monotonic() < deadline
@@ -322,15 +428,17 @@ def assert_unharmed() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_program(name: str, level: str) -> None:
+    mounted = mounts()
     start = time.monotonic()
     verdict = judge(HOSTILE[name], [stdin_test("1\n", SECRET)], timeout=0.4)
     assert verdict in (Verdict.WRONG, Verdict.TIMEOUT, Verdict.RUNTIME_ERROR)
     assert time.monotonic() - start < 15  # a busy machine; alone, within a second
     assert_unharmed()
+    assert mounts() == mounted
 
 
 @pytest.mark.parametrize("name", HOSTILE_FUNCTIONS)
-def test_hostile_function(name: str) -> None:
+def test_hostile_function(name: str, level: str) -> None:
     verdict = judge(HOSTILE[name], [function_test([1], SECRET)], fn_name="answer", timeout=0.4)
     assert verdict in (Verdict.WRONG, Verdict.TIMEOUT, Verdict.RUNTIME_ERROR)
     assert_unharmed()
@@ -339,6 +447,21 @@ def test_hostile_function(name: str) -> None:
 def test_hostile_exit_in_destructor_of_value() -> None:
     program = "class D(dict):\n    def items(self): return [('a', 1)]\ndef f(): return D()"
     assert judge(program, [function_test([], {"b": 1})], "f") is Verdict.WRONG
+
+
+def test_honest_programs_pass_beside_hostile_ones() -> None:
+    honest = [IDIOMS[name] for name in ("input", "read", "class", "thread pool", "recursion", "scratch file", "numpy")]
+    honest = [(program, tests) for program, tests in honest if installed(program)]
+    with VerifierPool(2) as pool:
+        futures = []
+        for number, program in enumerate(HOSTILE.values()):
+            right, tests = honest[number % len(honest)]
+            bad = pool.submit(CodeTask(respond(program), [stdin_test("1\n", SECRET)], timeout=0.3))
+            futures.append((bad, pool.submit(CodeTask(respond(right), tests, timeout=5.0))))
+        for name, (bad, good) in zip(HOSTILE, futures, strict=True):
+            assert good.result(120).verdict is Verdict.PASS, f"beside {name}: {good.result().detail}"
+            assert bad.result(120).verdict in (Verdict.WRONG, Verdict.TIMEOUT, Verdict.RUNTIME_ERROR), name
+    assert_unharmed()
 
 
 def test_isolation_is_described(level: str) -> None:
@@ -360,7 +483,7 @@ def test_sandbox_is_replaced_when_it_dies() -> None:
 
 def test_works_from_threads() -> None:
     verdicts: list[Verdict] = []
-    threads = [threading.Thread(target=lambda: verdicts.append(judge(IDIOMS["read"], SUM))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: verdicts.append(judge(IDIOMS["read"][0], SUM))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -374,7 +497,7 @@ def _judge_in_fork(program: str) -> None:
 
 def test_works_after_a_fork() -> None:
     assert_unharmed()
-    process = multiprocessing.get_context("fork").Process(target=_judge_in_fork, args=(IDIOMS["input"],))
+    process = multiprocessing.get_context("fork").Process(target=_judge_in_fork, args=(IDIOMS["input"][0],))
     process.start()
     process.join(20)
     assert process.exitcode == 0
@@ -434,7 +557,7 @@ def test_libraries_below_tmp_are_not_hidden_by_the_scratch_folder(monkeypatch: p
     box = sandbox._strongest()
     try:
         with box.program(program, 5.0) as running:
-            outcome = running.run("", None)
+            outcome = running.run("", None, 5.0)
     finally:
         box.close()
     assert (outcome.status, outcome.output) == (0, b"6\n"), outcome

@@ -8,6 +8,8 @@ import pytest
 
 from verifiers import jsonl
 from verifiers.jsonl import verify_file
+from verifiers.pool import VerifierPool
+from verifiers.records import code_reader, math_reader
 
 STDIN_TEST = {"input": "4\n", "output": "8\n", "testtype": "stdin"}
 
@@ -19,6 +21,13 @@ def write(path: Path, *lines: Any) -> Path:
 
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def judge(source: Path, domain: str, out: Path | None, workers: int = 1, **options: Any) -> dict[str, float]:
+    progress = options.pop("progress", None)
+    reader = {"math": math_reader, "code": code_reader}[domain]
+    with VerifierPool(workers) as pool:
+        return verify_file(source, reader(**options), pool, out, progress)
 
 
 def math(identity: Any, boxed: Any, answer: Any) -> dict[str, Any]:
@@ -35,7 +44,7 @@ def test_math_lines_come_back_in_order_with_their_verdicts(tmp_path: Path) -> No
     )
     seen: list[int] = []
     out = tmp_path / "out.jsonl"
-    summary = verify_file(source, "math", out, workers=2, progress=seen.append)
+    summary = judge(source, "math", out, workers=2, progress=seen.append)
     lines = read(out)
     assert [line["id"] for line in lines] == [1, "two", None, [4]]
     assert [line["verdict"] for line in lines] == ["pass", "pass", "wrong", "no_answer"]
@@ -54,8 +63,8 @@ def test_math_lines_come_back_in_order_with_their_verdicts(tmp_path: Path) -> No
 
 def test_extraction_anywhere(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", {"id": 1, "response": "The answer is 7.", "answer": "7"})
-    assert verify_file(source, "math", tmp_path / "a", workers=1)["no_answer"] == 1
-    assert verify_file(source, "math", tmp_path / "b", workers=1, extract="anywhere")["pass"] == 1
+    assert judge(source, "math", tmp_path / "a")["no_answer"] == 1
+    assert judge(source, "math", tmp_path / "b", extract="anywhere")["pass"] == 1
 
 
 def test_code_lines(tmp_path: Path) -> None:
@@ -72,13 +81,13 @@ def test_code_lines(tmp_path: Path) -> None:
         {"id": 5, "response": program("1 / 0"), "tests": [STDIN_TEST]},
     )
     out = tmp_path / "out.jsonl"
-    verify_file(source, "code", out, workers=2, timeout=1.0)
+    judge(source, "code", out, workers=2, timeout=1.0)
     assert [line["verdict"] for line in read(out)] == ["pass", "wrong", "pass", "timeout", "runtime_error"]
 
 
 def test_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in.jsonl", math(1, 5, "5"), "", math(2, 5, "6"))
-    summary = verify_file(source, "math", None, workers=1)
+    summary = judge(source, "math", None)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["id"], line["verdict"]) for line in lines] == [(1, "pass"), (2, "wrong")]
     assert summary["samples"] == 2
@@ -86,27 +95,31 @@ def test_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_an_empty_file_has_an_empty_result(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl")
-    summary = verify_file(source, "math", tmp_path / "out.jsonl", workers=1)
+    summary = judge(source, "math", tmp_path / "out.jsonl")
     assert (summary["samples"], summary["p50"], summary["p99"]) == (0, 0.0, 0.0)
     assert (tmp_path / "out.jsonl").read_text() == ""
 
 
 def test_lone_surrogates_survive(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", r'{"id": 1, "response": "</think> \\boxed{\ud800}", "answer": "5"}')
-    verify_file(source, "math", tmp_path / "out.jsonl", workers=1)
+    judge(source, "math", tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl")[0]["extracted"] == "\ud800"
 
 
-def test_few_lines_are_in_memory_at_a_time_and_their_order_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [("IN_FLIGHT_PER_WORKER", 8), ("IN_FLIGHT_BYTES", 800_000)])
+def test_few_lines_are_in_memory_at_a_time_and_their_order_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, int]
+) -> None:
     source = tmp_path / "in.jsonl"
     lines = [{**math(at, 5, "5"), "padding": "x" * 100_000} for at in range(300)]
     write(source, *lines)
+    monkeypatch.setattr(jsonl, *limit)
     tracemalloc.start()
-    verify_file(source, "math", tmp_path / "out.jsonl", workers=1)
+    judge(source, "math", tmp_path / "out.jsonl")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert [line["id"] for line in read(tmp_path / "out.jsonl")] == list(range(300))
-    assert peak < 6 * jsonl.IN_FLIGHT_PER_WORKER * 100_000 < source.stat().st_size
+    assert peak < 6 * 8 * 100_000 < source.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -140,7 +153,7 @@ def test_bad_lines_are_named(tmp_path: Path, domain: Any, line: Any, message: st
     good = math(0, 5, "5") if domain == "math" else {"id": 0, "response": "", "tests": [STDIN_TEST]}
     source = write(tmp_path / "in.jsonl", good, line)
     with pytest.raises(ValueError) as caught:
-        verify_file(source, domain, tmp_path / "out.jsonl", workers=1)
+        judge(source, domain, tmp_path / "out.jsonl")
     assert str(caught.value).startswith(f"{source}, line 2: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -151,37 +164,36 @@ def test_bad_bytes_are_named(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"id": "\xff"}\n')
     with pytest.raises(ValueError, match="line 1: not UTF-8 at byte 8"):
-        verify_file(source, "math", None, workers=1)
+        judge(source, "math", None)
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl: no such file"):
-        verify_file(tmp_path / "none.jsonl", "math", None, workers=1)
+        judge(tmp_path / "none.jsonl", "math", None)
     source = write(tmp_path / "in.jsonl")
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        verify_file(source, "math", tmp_path / "none" / "out.jsonl", workers=1)
+        judge(source, "math", tmp_path / "none" / "out.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("reader", "arguments", "message"),
     [
-        ({"domain": "chess"}, "'math' or 'code'"),
-        ({"extract": "lenient"}, "'strict' or 'anywhere'"),
-        ({"timeout": 0.0}, "positive"),
-        ({"workers": 0}, "at least 1 worker"),
+        (math_reader, {"extract": "lenient"}, "'strict' or 'anywhere'"),
+        (code_reader, {"timeout": 0.0}, "timeout must be a positive"),
+        (code_reader, {"budget": -1.0}, "budget must be a positive"),
+        (code_reader, {"timeout": float("nan")}, "timeout must be a positive"),
     ],
 )
-def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    source = write(tmp_path / "in.jsonl")
+def test_bad_arguments_are_refused(reader: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        verify_file(source, **{"domain": "math", "out": None, "workers": 1, **arguments})
+        reader(**arguments)
 
 
 def test_an_old_output_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("old")
     with pytest.raises(ValueError, match="broken JSON"):
-        verify_file(write(tmp_path / "in.jsonl", math(1, 5, "5"), "{"), "math", out, workers=1)
+        judge(write(tmp_path / "in.jsonl", math(1, 5, "5"), "{"), "math", out)
     assert out.read_text() == "old"
-    verify_file(write(tmp_path / "in.jsonl", math(1, 5, "5")), "math", out, workers=1)
+    judge(write(tmp_path / "in.jsonl", math(1, 5, "5")), "math", out)
     assert read(out)[0]["verdict"] == "pass"

@@ -85,6 +85,55 @@ def test_code_runs_in_the_pool_too() -> None:
         assert bad.result(PATIENCE).verdict is Verdict.WRONG
 
 
+def test_the_dearest_waiting_task_is_taken_first(tmp_path: Path) -> None:
+    import pool_tasks
+
+    log = tmp_path / "log"
+    with VerifierPool(1) as pool:
+        first = pool.submit(pool_tasks.Append(file=str(log), word="first", seconds=0.5))
+        assert eventually(log.exists)
+        costs = [0.2, 3.0, 1.0, 3.0, 0.1]
+        futures = [
+            pool.submit(pool_tasks.Append(file=str(log), word=f"{cost} {at}", expected_seconds=cost))
+            for at, cost in enumerate(costs)
+        ]
+        for future in [first, *futures]:
+            assert future.result(PATIENCE).verdict is Verdict.PASS
+    assert log.read_text().splitlines() == ["first", "3.0 1", "3.0 3", "1.0 2", "0.2 0", "0.1 4"]
+
+
+def test_tasks_with_more_to_do_are_expected_to_take_longer() -> None:
+    short, long = ({"input": "1" * size, "output": "", "testtype": "stdin"} for size in (1, 10_000_000))
+    costs = [CodeTask("", tests).expected_seconds for tests in ([short], [short] * 20, [long], [long] * 2)]
+    assert costs == sorted(costs)
+    assert MathTask("", "").expected_seconds < costs[0]
+
+
+def test_metrics_since_they_were_last_read() -> None:
+    import pool_tasks
+
+    with VerifierPool(2) as pool:
+        for future in [pool.submit(pool_tasks.Task()) for _ in range(2)]:
+            future.result(PATIENCE)
+        pool.metrics()
+        start = time.monotonic()
+        tasks = [pool_tasks.Sleep(seconds=0.2) for _ in range(6)]
+        for future in [*map(pool.submit, tasks), pool.submit(MathTask(boxed(5), "6"))]:
+            future.result(PATIENCE)
+        took = time.monotonic() - start
+        metrics = pool.metrics()
+        assert {verdict: count for verdict, count in metrics.verdicts.items() if count} == {
+            Verdict.PASS: 6,
+            Verdict.WRONG: 1,
+        }
+        assert 0.2 <= metrics.seconds_p50 <= metrics.seconds_p99 <= took
+        assert 0.4 <= metrics.latency_p50 <= metrics.latency_p99 <= took
+        assert 1.2 / (2 * took) <= metrics.utilization <= 1
+        assert 4 <= metrics.max_queue_length <= 7
+        assert pool.metrics().max_queue_length == 0
+        assert list(metrics.as_dict())[:2] == ["pass", "wrong"]
+
+
 def test_pool_made_and_used_away_from_the_main_thread() -> None:
     verdicts = []
 

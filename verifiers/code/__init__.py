@@ -28,7 +28,15 @@ Refused to honest programs at every level that has the filter: new processes (`o
 """
 
 from verifiers.code.extract import extract_program
-from verifiers.code.judge import isolation, verify_code
-from verifiers.code.sandbox import Isolation, SandboxError
+from verifiers.code.judge import isolation, require_isolation, verify_code
+from verifiers.code.sandbox import Isolation, SandboxError, close_sandbox
 
-__all__ = ["Isolation", "SandboxError", "extract_program", "isolation", "verify_code"]
+__all__ = [
+    "Isolation",
+    "SandboxError",
+    "close_sandbox",
+    "extract_program",
+    "isolation",
+    "require_isolation",
+    "verify_code",
+]

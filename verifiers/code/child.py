@@ -138,6 +138,8 @@ class _Program:
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # when the machine's memory runs out, programs go first
         code = self._compile()
+        if isinstance(code, types.CodeType):
+            run.preload(code)
         while True:
             message, fds = protocol.receive(self._sandbox.sock)
             if "test" not in message:
@@ -150,7 +152,7 @@ class _Program:
     def _compile(self) -> types.CodeType | str:
         """The compiled source, or what is wrong with it."""
         try:
-            return compile(_text(self._source), "main.py", "exec", dont_inherit=True)
+            return compile(_text(self._source).removeprefix("\ufeff"), "main.py", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
             return f"{type(error).__name__}: {error}"
 
@@ -167,7 +169,7 @@ class _Program:
                 self._child(code, message, fds)
             finally:  # whatever happened, never go on as a second program process
                 os._exit(1)
-        status = _wait(pid, start + self._seconds)
+        status = _wait(pid, start + message["seconds"])
         seconds = time.monotonic() - start
         _kill_all(self._sandbox)
         if os.listdir(self._sandbox.scratch):

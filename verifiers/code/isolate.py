@@ -79,7 +79,10 @@ def build_private_root(scratch: str) -> None:
     for name, target in _STREAMS.items():
         os.symlink(f"/proc/self/fd{target}", f"{root}/dev/{name}")
     os.mkdir(f"{root}/proc")
-    kernel.mount("proc", f"{root}/proc", "proc", quiet | kernel.MS_NOEXEC)
+    try:  # programs see themselves only: without a user of their own, some files of ours would be theirs to write
+        kernel.mount("proc", f"{root}/proc", "proc", quiet | kernel.MS_NOEXEC, "hidepid=ptraceable")
+    except OSError:  # kernels before 5.8
+        kernel.mount("proc", f"{root}/proc", "proc", quiet | kernel.MS_NOEXEC)
     os.makedirs(root + scratch)
     os.chdir(root)
     kernel.pivot_root_here()

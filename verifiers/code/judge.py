@@ -4,10 +4,12 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from verifiers.code.compare import parse_value, same_output, same_value
 from verifiers.code.extract import extract_program
-from verifiers.code.sandbox import Isolation, Outcome, Program, SandboxDied, current_sandbox
+from verifiers.code.sandbox import Isolation, Outcome, Program, SandboxDied, SandboxError, current_sandbox
+from verifiers.isolation import IsolationLevel
 from verifiers.verdict import Result, Verdict
 
 _SOURCE_CHARACTERS = 1 << 20  # contests allow 64 KiB; compiling much more costs more than a test may
@@ -27,6 +29,15 @@ def isolation() -> Isolation:
         return sandbox.isolation
 
 
+def require_isolation(minimum: IsolationLevel) -> None:
+    """Refuse a machine that gives programs less than `minimum`.
+
+    Raises:
+        SandboxError: says what it gives, and why not more.
+    """
+    _check_isolation(isolation(), minimum)
+
+
 def verify_code(
     response: str,
     tests: Sequence[Test],
@@ -34,6 +45,9 @@ def verify_code(
     fn_name: str | None = None,
     starter_code: str | None = None,
     timeout: float = 6.0,
+    budget: float = 300.0,
+    longest_first: bool = False,
+    min_isolation: IsolationLevel = IsolationLevel.LIMITS,
 ) -> Result:
     """Verdict on the program in `response`: `pass` only if it passes every test within its time.
 
@@ -48,27 +62,60 @@ def verify_code(
             the last one that `starter_code` defines.
         starter_code: the problem's function header.
         timeout: wall-clock seconds for each test.
+        budget: wall-clock seconds for all tests together.
+        longest_first: run the tests with the longest inputs first; a slow program fails sooner.
+        min_isolation: the weakest isolation to run programs with.
 
     Raises:
-        ValueError: the tests, the function's name or the timeout are unusable (nothing a response can cause).
-        SandboxError: the sandbox failed (our fault, never the program's).
+        ValueError: the tests, the function's name or a time are unusable (nothing a response can cause).
+        SandboxError: the sandbox failed, or this machine gives less isolation (our fault, never the program's).
     """
     start = time.monotonic()
-    _check_tests(tests, timeout)
+    _check_seconds(timeout=timeout, budget=budget)
+    _check_tests(tests)
     function = _function_name(tests, fn_name, starter_code)
     program = extract_program(response)
-    if program is None:
+    if program is None or not program.strip():
         return Result(Verdict.NO_ANSWER, None, time.monotonic() - start)
     if len(program) > _SOURCE_CHARACTERS:
         verdict, detail = Verdict.RUNTIME_ERROR, f"source longer than {_SOURCE_CHARACTERS} characters"
     else:
-        verdict, detail = _judge(program, tests, function, timeout)
+        verdict, detail = _judge(program, _Plan(tests, function, timeout, budget, longest_first, min_isolation))
     return Result(verdict, program, time.monotonic() - start, detail)
 
 
-def _check_tests(tests: Sequence[Test], timeout: float) -> None:
-    if not 0 < timeout < math.inf:
-        raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a program has to do; the fields are arguments of `verify_code`."""
+
+    tests: Sequence[Test]
+    function: str | None
+    timeout: float
+    budget: float
+    longest_first: bool
+    min_isolation: IsolationLevel
+
+    def order(self) -> list[int]:
+        """Positions of the tests, in the order in which they are run."""
+        places = range(len(self.tests))
+        return sorted(places, key=lambda i: -len(self.tests[i]["input"])) if self.longest_first else list(places)
+
+
+def _check_isolation(found: Isolation, minimum: IsolationLevel) -> None:
+    if not found.level.reaches(minimum):
+        raise SandboxError(
+            f"programs would be isolated by {found.level} only, and {minimum} is demanded; this machine refuses: "
+            f"{', '.join(found.missing)}"
+        )
+
+
+def _check_seconds(**seconds: float) -> None:
+    for name, value in seconds.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number of seconds, got {value}")
+
+
+def _check_tests(tests: Sequence[Test]) -> None:
     if not tests:
         raise ValueError("no tests: nothing could be verified")
     for number, test in enumerate(tests, 1):
@@ -95,32 +142,40 @@ def _function_name(tests: Sequence[Test], fn_name: str | None, starter_code: str
     return name
 
 
-def _judge(program: str, tests: Sequence[Test], function: str | None, timeout: float) -> tuple[Verdict, str]:
+def _judge(program: str, plan: _Plan) -> tuple[Verdict, str]:
     """Verdict and detail. A sandbox that dies is replaced once; if it dies again, whose fault that is depends on
     whether programs can reach it."""
     try:
-        return _judge_once(program, tests, function, timeout)
+        return _judge_once(program, plan)
     except SandboxDied:
         try:
-            return _judge_once(program, tests, function, timeout)
+            return _judge_once(program, plan)
         except SandboxDied as error:
             if isolation().fenced:
                 raise
             return Verdict.RUNTIME_ERROR, f"twice in a row: {error}"
 
 
-def _judge_once(program: str, tests: Sequence[Test], function: str | None, timeout: float) -> tuple[Verdict, str]:
-    with current_sandbox() as sandbox, sandbox.program(program, timeout) as running:
-        return _run_tests(running, tests, function)
+def _judge_once(program: str, plan: _Plan) -> tuple[Verdict, str]:
+    with current_sandbox() as sandbox:
+        _check_isolation(sandbox.isolation, plan.min_isolation)
+        with sandbox.program(program, plan.timeout) as running:
+            return _run_tests(running, plan)
 
 
-def _run_tests(running: Program, tests: Sequence[Test], function: str | None) -> tuple[Verdict, str]:
-    for number, test in enumerate(tests, 1):
+def _run_tests(running: Program, plan: _Plan) -> tuple[Verdict, str]:
+    end = time.monotonic() + plan.budget
+    for place in plan.order():
+        name = f"test {place + 1} of {len(plan.tests)}"
+        left = end - time.monotonic()
+        if left <= 0:
+            return Verdict.TIMEOUT, f"{name}: not reached within the {plan.budget:g} s of all tests together"
+        test = plan.tests[place]
         functional = test["testtype"] == "functional"
-        outcome = running.run(test["input"], function if functional else None)
+        outcome = running.run(test["input"], plan.function if functional else None, min(plan.timeout, left))
         verdict, why = _verdict(outcome, test["output"], functional)
         if verdict is not Verdict.PASS:
-            return verdict, f"test {number} of {len(tests)}: {why}"
+            return verdict, f"{name}: {why}"
     return Verdict.PASS, ""
 
 

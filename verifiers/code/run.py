@@ -7,12 +7,17 @@ LiveCodeBench, the names of the usual contest modules; its own name is not `__ma
 
 import atexit
 import builtins
+import contextlib
+import gc
 import importlib
 import json
 import os
 import sys
 import threading
 import types
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, NoReturn
 
 # As in LiveCodeBench: all public names of these (later ones win), then the built-ins, then the modules' own.
@@ -21,16 +26,26 @@ _STAR_MODULES = (
     *("itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"),
 )
 _NAMED_MODULES = _STAR_MODULES[:16]
-# Imported once by the server, so that programs find them loaded.
-_CONTEST_MODULES = (
-    *_STAR_MODULES,
-    *("abc", "array", "atexit", "base64", "calendar", "cmath", "codecs", "concurrent.futures.thread"),
-    *("contextlib", "csv", "dataclasses", "decimal", "difflib", "enum", "fileinput", "fractions", "gc", "hashlib"),
-    *("inspect", "locale", "mmap"),
-    *("numbers", "os", "pathlib", "pickle", "pprint", "queue", "resource", "select", "selectors", "shutil"),
-    *("signal", "struct", "subprocess", "tempfile", "textwrap", "threading", "time", "timeit", "traceback"),
-    *("types", "unicodedata", "warnings", "weakref", "zlib", "asyncio", "graphlib", "platform", "zoneinfo"),
+# Imported once per program that names them, instead of at its every test. Not by the server: a fork, and the end of
+# its child, take longer with every megabyte that it has touched.
+_IF_NAMED = frozenset(
+    (
+        *("networkx", "numpy", "pandas", "scipy", "sympy"),
+        *("abc", "argparse", "array", "asyncio", "atexit", "base64", "calendar", "cmath", "codecs"),
+        *("contextlib", "csv", "dataclasses", "decimal", "difflib"),
+        *("enum", "fileinput", "fractions", "gc", "graphlib", "hashlib", "inspect", "locale", "logging"),
+        *("mmap", "multiprocessing", "numbers", "os", "pathlib", "pickle", "platform", "pprint", "queue", "resource"),
+        *("secrets", "select", "selectors", "shutil", "signal", "struct", "subprocess", "tempfile", "textwrap"),
+        *("threading", "time", "timeit", "traceback", "tracemalloc", "types", "unicodedata", "warnings", "weakref"),
+        *("zlib", "zoneinfo"),
+    )
 )
+_LOADED_WITH = {
+    "asyncio": "concurrent.futures.thread",
+    "concurrent.futures": "concurrent.futures.thread",
+    "strptime": "_strptime",
+}
+_ALWAYS = (*_STAR_MODULES, "encodings.ascii", "encodings.latin_1")
 _INT_DIGITS = 50_000  # LiveCodeBench's limit; CPython's own is 4,300
 _FUNCTIONAL_RECURSION = 50_000  # LiveCodeBench's limit
 _BROKEN_FLUSH = 120  # CPython's exit status when standard output cannot be flushed
@@ -39,8 +54,8 @@ Namespace = dict[str, Any]
 
 
 def prepare() -> Namespace:
-    """Import the contest modules and return the names that functional programs start with."""
-    for name in _CONTEST_MODULES:
+    """Import what most programs need and return the names that functional programs start with."""
+    for name in _ALWAYS:
         importlib.import_module(name)
     names: Namespace = {}
     for name in _STAR_MODULES:
@@ -51,6 +66,23 @@ def prepare() -> Namespace:
     sys.set_int_max_str_digits(_INT_DIGITS)
     sys.argv = ["main.py"]
     return names
+
+
+def preload(code: types.CodeType) -> None:
+    """Import the well-known modules that `code` names, where they are installed."""
+    names = set(_names(code))
+    for name in (*_IF_NAMED & names, *(module for word, module in _LOADED_WITH.items() if word in names)):
+        with contextlib.suppress(Exception):  # the program will find out itself
+            importlib.import_module(name)
+    gc.freeze()
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The global names, attributes and modules that `code` uses, functions and classes in it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def run_stdin(code: types.CodeType) -> NoReturn:
@@ -78,8 +110,8 @@ def run_function(code: types.CodeType, names: Namespace, fn_name: str, text: str
         exec(code, module.__dict__)
         value = _function(module, fn_name)(*arguments)
         try:
-            frame = b"=" + dumps(value).encode() + b"\n"
-        except (TypeError, ValueError):
+            frame = b"=" + dumps(value, default=_plain).encode() + b"\n"
+        except (AttributeError, StopIteration, TypeError, ValueError):
             frame = b"!\n"
         while frame:
             frame = frame[write(result, frame) :]
@@ -88,6 +120,13 @@ def run_function(code: types.CodeType, names: Namespace, fn_name: str, text: str
         _flush()
         os._exit(1)
     os._exit(0)
+
+
+def _plain(value: Any) -> Any:
+    """A number that `json` does not know (numpy's, a fraction, a decimal) as an equal one that it does."""
+    if isinstance(value, Fraction | Decimal):
+        return next(number for number in (int(value), float(value)) if number == value)
+    return value.item()
 
 
 def _module(name: str, names: Namespace) -> types.ModuleType:
@@ -123,10 +162,13 @@ def _shut_down(module: types.ModuleType) -> int:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     status = _flush()
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    gc.collect()  # before and after, as CPython does: it puts files ahead of the descriptors that they write to
     for name in list(module.__dict__):  # files left open are flushed as their last reference goes
         if name != "__builtins__":
             module.__dict__[name] = None
-    return status
+    gc.collect()
+    return _flush() or status  # destructors may have printed
 
 
 def _flush() -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from verifiers.code import protocol
+from verifiers.isolation import IsolationLevel
 
 _START_SECONDS = 60.0  # a cold disk and 64 siblings; only a broken machine needs longer
 _MARGIN_SECONDS = 10.0  # beyond a test's limit, before the sandbox itself is given up
@@ -48,12 +49,11 @@ class Isolation:
     """What stands between a program and this machine; see the package's docstring for what each level leaves open.
 
     Attributes:
-        level: `namespaces`, `landlock`, `seccomp` or `limits`, strongest first.
         in_force: the mechanisms in use.
         missing: the mechanisms that this machine refuses, the namespaces with the reason.
     """
 
-    level: str
+    level: IsolationLevel
     in_force: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -123,7 +123,7 @@ class Sandbox:
 
     @contextmanager
     def program(self, source: str, seconds: float) -> Iterator["Program"]:
-        """A program whose tests run for at most `seconds` of wall clock each.
+        """A program whose tests run for at most `seconds` each.
 
         Raises:
             SandboxDied: the sandbox ended; it is closed and of no further use.
@@ -131,7 +131,7 @@ class Sandbox:
         self._serial += 1
         with _memory_file(source.encode("utf-8", "surrogatepass")) as file:
             self._send({"program": True, "id": self._serial, "seconds": seconds}, (file,))
-        yield Program(self, self._serial, seconds)
+        yield Program(self, self._serial)
         self._send({"end": True})
 
     def exchange(self, message: dict[str, Any], fds: tuple[int, ...], serial: int, seconds: float) -> dict[str, Any]:
@@ -182,25 +182,26 @@ class Sandbox:
 class Program:
     """A program in the sandbox, ready for its tests."""
 
-    def __init__(self, sandbox: Sandbox, serial: int, seconds: float) -> None:
+    def __init__(self, sandbox: Sandbox, serial: int) -> None:
         self._sandbox = sandbox
         self._serial = serial
-        self._seconds = seconds
 
-    def run(self, text: str, fn_name: str | None) -> Outcome:
+    def run(self, text: str, fn_name: str | None, seconds: float) -> Outcome:
         """Run one test: `text` on standard input, or, with `fn_name`, as that function's arguments.
+
+        It is stopped after `seconds` of wall clock.
 
         Raises:
             SandboxError: the test could not be run.
         """
-        message = {"test": True, "fn_name": fn_name}
+        message = {"test": True, "fn_name": fn_name, "seconds": seconds}
         with (
             _memory_file(text.encode("utf-8", "surrogatepass")) as stdin,
             _memory_file(b"") as stdout,
             _memory_file(b"") as stderr,
         ):
             fds = (stdin, stdout, stderr)
-            reply = self._sandbox.exchange(message, fds, self._serial, self._seconds + _MARGIN_SECONDS)
+            reply = self._sandbox.exchange(message, fds, self._serial, seconds + _MARGIN_SECONDS)
             if "error" in reply:
                 raise SandboxError(reply["error"])
             if "failure" in reply:
@@ -250,7 +251,7 @@ def _describe(hello: dict[str, Any], refused: str) -> Isolation:
         "landlock": hello["landlock"] or hello["namespaces"],
         "limits": True,
     }
-    level = next(name for name in ("namespaces", "landlock", "seccomp", "limits") if parts[name])
+    level = next(level for level in IsolationLevel if parts[level])
     if hello["namespaces"]:
         del parts["landlock"]  # the private root stands in its place
     missing = [f"{name} ({refused})" if name == "namespaces" else name for name, there in parts.items() if not there]
@@ -293,6 +294,10 @@ def current_sandbox() -> Iterator[Sandbox]:
 
 
 @atexit.register
-def _close_at_exit() -> None:
-    if _current is not None and _current[0] == os.getpid():
-        _current[1].close()
+def close_sandbox() -> None:
+    """End this process's sandbox, if it has one; the next program gets a new one."""
+    global _current
+    with _lock:
+        if _current is not None and _current[0] == os.getpid():
+            _current[1].close()
+            _current = None

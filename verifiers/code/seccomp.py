@@ -1,9 +1,10 @@
 """A seccomp filter for one contest program: threads yes, everything that reaches outside no.
 
 Refused calls fail with EPERM and the program goes on. Refused are new processes and exec (so there are
-no fork bombs, no orphans, and one memory limit is enough), sockets, signals to anybody, tracing and reading
-other processes, namespaces and mounts, System V and POSIX queues, key rings, memory files, io_uring, bpf,
-and what administers the machine. The rest of the kernel stays reachable: this is a deny list.
+no fork bombs, no orphans, and one memory limit is enough), sockets, signals to anybody (those that a descriptor
+sends to its owner, too), tracing and reading other processes, namespaces and mounts, System V and POSIX queues,
+key rings, memory files, io_uring, bpf, and what administers the machine. The rest of the kernel stays reachable:
+this is a deny list.
 """
 
 import ctypes
@@ -72,6 +73,9 @@ _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 _CLONE = (56, 220)
 _PRLIMIT64 = (302, 261)
+_FCNTL = (72, 25)
+_IOCTL = (16, 29)
+_SIGNAL_SETTERS = (8, 10, 15, 0x8901, 0x8902)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP
 _SECCOMP = (317, 277)
 _CLONE3 = 435
 _X32_BIT = 0x40000000
@@ -80,7 +84,7 @@ _CLONE_THREAD = 0x00010000
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4  # keeps the processor's store bypass on: no slowdown of the program
 _LOAD, _JUMP_EQ, _JUMP_GE, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_FIRST_ARGUMENT = 0, 4, 16
+_OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_FIRST_ARGUMENT, _OFFSET_SECOND_ARGUMENT = 0, 4, 16, 24
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 
@@ -121,12 +125,17 @@ def _listing(machine: int) -> list[tuple[str, _Instruction]]:
         *[("", (_JUMP_EQ, number, "deny", "")) for number in numbers],
         ("", (_JUMP_EQ, _CLONE[machine], "clone", "")),
         ("", (_JUMP_EQ, _PRLIMIT64[machine], "prlimit", "")),
+        ("", (_JUMP_EQ, _FCNTL[machine], "control", "")),
+        ("", (_JUMP_EQ, _IOCTL[machine], "control", "")),
         # its flags lie behind a pointer that a filter cannot follow; the C library then falls back to clone
         ("", (_JUMP_EQ, _CLONE3, "absent", "allow")),
         ("clone", (_LOAD, _OFFSET_FIRST_ARGUMENT, "", "")),
         ("", (_JUMP_SET, _CLONE_THREAD, "allow", "deny")),
         ("prlimit", (_LOAD, _OFFSET_FIRST_ARGUMENT, "", "")),
         ("", (_JUMP_EQ, 0, "allow", "deny")),  # its own limits only
+        ("control", (_LOAD, _OFFSET_SECOND_ARGUMENT, "", "")),
+        *[("", (_JUMP_EQ, command, "deny", "")) for command in _SIGNAL_SETTERS[:-1]],
+        ("", (_JUMP_EQ, _SIGNAL_SETTERS[-1], "deny", "allow")),
         ("allow", (_RETURN, _ALLOW, "", "")),
         ("deny", (_RETURN, _ERRNO | errno.EPERM, "", "")),
         ("absent", (_RETURN, _ERRNO | errno.ENOSYS, "", "")),
