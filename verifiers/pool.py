@@ -15,9 +15,10 @@ import contextlib
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import CancelledError, Future
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from verifiers import frames
 from verifiers.job_queue import Job, JobQueue
@@ -29,34 +30,40 @@ from verifiers.verdict import Result, Verdict
 ATTEMPTS = 2
 
 
-class Pool(Protocol):
-    """What both pools offer: this one, and `remote.RemotePool`, whose workers are on another machine."""
+class Pool(ABC):
+    """What both pools offer: this one, and `remote.RemotePool`, whose workers are on another machine.
+
+    A context manager; leaving it closes the pool.
+    """
 
     workers: int
 
+    @abstractmethod
     def submit(self, task: Task) -> "Future[Result]":
-        """Start one verification."""
+        """Start one verification. The future holds a `Result`; it raises `CancelledError` if the pool is closed first.
 
+        Raises RuntimeError if the pool is closed.
+        """
+
+    @abstractmethod
     def metrics(self) -> PoolMetrics:
         """What happened since the last call."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Cancel what is not finished and let go of all resources."""
+        """Cancel what is not finished and let go of all processes and connections. May be called again."""
 
     def __enter__(self) -> Self:
-        """Itself."""
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close it."""
+        self.close()
 
 
-class VerifierPool:
-    """Up to `workers` processes that verify tasks; a context manager.
-
-    Processes start when there is work for them. Leaving the context closes the pool.
-    """
+class VerifierPool(Pool):
+    """Up to `workers` processes that verify tasks. They start when there is work for them."""
 
     def __init__(self, workers: int) -> None:
         if workers < 1:
@@ -69,10 +76,6 @@ class VerifierPool:
         self._unfinished = 0
 
     def submit(self, task: Task) -> "Future[Result]":
-        """Start one verification. The future holds a `Result`; it raises `CancelledError` if the pool is closed first.
-
-        Raises RuntimeError if the pool is closed.
-        """
         job = Job(task)
         with self._lock:
             self._jobs.put(job)
@@ -86,11 +89,9 @@ class VerifierPool:
         return job.future
 
     def metrics(self) -> PoolMetrics:
-        """What happened since the last call."""
         return self._meter.read()
 
     def close(self) -> None:
-        """Cancel what is not finished, kill all workers and wait until they are gone. May be called again."""
         with self._lock:
             waiting = self._jobs.close()
             threads = list(self._threads)
@@ -104,14 +105,6 @@ class VerifierPool:
     def _finished(self, _: "Future[Result]") -> None:
         with self._lock:
             self._unfinished -= 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _WorkerThread(threading.Thread):

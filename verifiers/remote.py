@@ -11,8 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from verifiers import frames
 from verifiers.connection import Refused, connect, read_secret
@@ -29,8 +28,8 @@ _CONNECT_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 
 
-class RemotePool:
-    """A connection to a verifier server; a context manager.
+class RemotePool(Pool):
+    """A connection to a verifier server.
 
     Args:
         address: see `verifiers.connection`.
@@ -65,10 +64,6 @@ class RemotePool:
         self._sender.start()
 
     def submit(self, task: Task) -> "Future[Result]":
-        """Start one verification. The future holds a `Result`; it raises `CancelledError` if the pool is closed first.
-
-        Raises RuntimeError if the pool is closed.
-        """
         job = Job(task)
         with self._changed:
             if self._closed:
@@ -82,7 +77,6 @@ class RemotePool:
         return self._meter.read()
 
     def close(self) -> None:
-        """Cancel what is not finished and hang up. May be called again."""
         with self._changed:
             self._closed = True
             unfinished = [*self._take_waiting(), *self._sent.values()]
@@ -94,14 +88,6 @@ class RemotePool:
         self._sender.join()
         if self._reader is not None:
             self._reader.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     # With the lock held ----------------------------------------------------------------------------------------
 
