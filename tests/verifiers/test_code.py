@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -407,8 +408,9 @@ def leftovers() -> list[str]:
         found += [line for line in lines if MARK in line or str(0x5EED) in line.split()[:1]]
     current = sandbox._current[1] if sandbox._current is not None else None
     if current is not None and current._base is not None:
-        base = Path(current._base)
-        found += [str(path) for path in [*base.iterdir(), *(base / "scratch").iterdir()] if path.name != "scratch"]
+        for pattern in ("*", "scratch/*"):  # glob, because the scratch folder may be on its way from old to new
+            inside = glob(pattern, root_dir=current._base, include_hidden=True)
+            found += [path for path in inside if path != "scratch"]
     return found
 
 
