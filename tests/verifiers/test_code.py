@@ -276,9 +276,59 @@ def test_large_input_and_output() -> None:
     assert judge("import sys\nsys.stdout.write(sys.stdin.read())", [stdin_test(text, text)]) is Verdict.PASS
 
 
-def test_nothing_is_kept_between_tests() -> None:
-    program = "import os\nprint(len(os.listdir('.')))\nopen('x', 'w')\nimport math\nassert math.pi > 3\nmath.pi = 0"
-    assert judge(program, [stdin_test("", "0")] * 3) is Verdict.PASS
+UNKEPT = {  # what a program does in each test; in the next it must find nothing of it
+    "files": "import os\nassert os.listdir('.') == []\nopen('x', 'w')",
+    "a constant": "import math\nassert math.pi > 3\nmath.pi = 0",
+    "built-ins": "import builtins\nassert not hasattr(builtins, 'x')\nbuiltins.x = 0",
+    "the folder": "import os\nassert os.getcwd() != '/'\nos.chdir('/')",
+    "a thread": "import threading as t\nassert t.active_count() == 1\nt.Thread(target=sum, args=([],)).start()",
+    "a thread in the background": "import threading as t, time\nassert t.active_count() == 1\n"
+    "t.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+    "a pool": "import concurrent.futures as c\nc.ThreadPoolExecutor(1).submit(print, end='')",
+    "an alarm": "import signal, time\nsignal.signal(14, lambda *_: 1 / 0)\nsignal.setitimer(signal.ITIMER_REAL, 0.01)"
+    "\nif hasattr(signal, 'x'): time.sleep(0.1)\nsignal.x = 0",
+    "exit handlers": "import atexit, sys\nassert not hasattr(sys, 'x')\natexit.register(print, end='')",
+    "recursion": "import sys\nassert sys.getrecursionlimit() == 1000\nsys.setrecursionlimit(10 ** 6)",
+    "digits": "import sys\nassert sys.get_int_max_str_digits() == 50000\nsys.set_int_max_str_digits(0)",
+    "stacks": "import threading\nassert threading.stack_size(1 << 26) == 0",
+    "the collector": "import gc\nassert gc.isenabled()\ngc.disable()",
+    "arguments": "import sys\nassert len(sys.argv) == 1\nsys.argv.append('')",
+    "closed streams": "import sys\nprint(1)\nsys.stdin.close()\nsys.stdout.close()\nsys.exit()",
+    "closed descriptors": "import os, sys\nprint(1)\nos.closerange(3, 64)\nsys.exit()",
+    "an exit at once": "import os\nprint(1, flush=True)\nos._exit(0)",
+    "memory": "import sys\nsys.x = getattr(sys, 'x', []) + [bytearray(1 << 28)]",
+    "what it read": "import sys\nassert sys.stdin.read() == '1'",
+    "module names": "assert 'x' not in globals()\nx = 1",
+}
+
+
+@pytest.mark.parametrize("name", UNKEPT)
+def test_nothing_is_kept_between_tests(name: str, level: str) -> None:
+    program = f"{UNKEPT[name]}\nprint(1)"
+    result = verify_code(respond(program), [stdin_test("1", "1")] * 5)
+    assert result.verdict is Verdict.PASS, result.detail
+
+
+def test_tests_share_a_process() -> None:
+    program = "import sys\nsys.count = getattr(sys, 'count', 0) + 1\nprint(sys.count)"
+    assert judge(program, [stdin_test("", str(n)) for n in (1, 2, 3)]) is Verdict.PASS
+    program = "import sys\nsys.count = getattr(sys, 'count', 0) + 1\ndef f(): return sys.count"
+    assert judge(program, [function_test([], n) for n in (1, 2, 3)], "f") is Verdict.PASS
+
+
+def test_both_kinds_of_test_in_turn() -> None:
+    program = "def f(x): return x + 1\nif __name__ == '__main__': print(f(int(input())))"
+    assert judge(program, [stdin_test("1", "2"), function_test([2], 3)] * 3, "f") is Verdict.PASS
+
+
+def test_a_wrong_setting_is_not_inherited() -> None:
+    """A program that asks for deep recursion in its first test only."""
+    program = (
+        "import sys\nn = int(input())\nif n == 1: sys.setrecursionlimit(10000)\n"
+        "def f(k): return k and f(k - 1)\nprint(f(n))"
+    )
+    result = verify_code(respond(program), [stdin_test("1", "0"), stdin_test("5000", "0")])
+    assert (result.verdict, result.detail.split(":")[0]) == (Verdict.RUNTIME_ERROR, "test 2 of 2")
 
 
 # --- functions ------------------------------------------------------------------------------------------------------
@@ -451,6 +501,10 @@ def test_hostile_exit_in_destructor_of_value() -> None:
     assert judge(program, [function_test([], {"b": 1})], "f") is Verdict.WRONG
 
 
+LATER = "if input() == '0': exit(print(0))\n"  # harmless in the first test
+LATER_TESTS = [stdin_test("0\n", "0"), stdin_test("1\n", SECRET)]
+
+
 def test_honest_programs_pass_beside_hostile_ones() -> None:
     honest = [IDIOMS[name] for name in ("input", "read", "class", "thread pool", "recursion", "scratch file", "numpy")]
     honest = [(program, tests) for program, tests in honest if installed(program)]
@@ -458,7 +512,7 @@ def test_honest_programs_pass_beside_hostile_ones() -> None:
         futures = []
         for number, program in enumerate(HOSTILE.values()):
             right, tests = honest[number % len(honest)]
-            bad = pool.submit(CodeTask(respond(program), [stdin_test("1\n", SECRET)], timeout=0.3))
+            bad = pool.submit(CodeTask(respond(LATER + program), LATER_TESTS, timeout=0.3))
             futures.append((bad, pool.submit(CodeTask(respond(right), tests, timeout=5.0))))
         for name, (bad, good) in zip(HOSTILE, futures, strict=True):
             assert good.result(120).verdict is Verdict.PASS, f"beside {name}: {good.result().detail}"
@@ -558,8 +612,8 @@ def test_libraries_below_tmp_are_not_hidden_by_the_scratch_folder(monkeypatch: p
     )
     box = sandbox._strongest()
     try:
-        with box.program(program, 5.0) as running:
-            outcome = running.run("", None, 5.0)
+        with box.program(program, None, 5.0) as running:
+            outcome = running.run("", False, 5.0)
     finally:
         box.close()
     assert (outcome.status, outcome.output) == (0, b"6\n"), outcome

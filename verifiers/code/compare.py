@@ -47,13 +47,16 @@ def parse_value(text: str) -> object:
         ValueError: `text` is not one JSON value.
     """
     try:
-        return json.loads(text, parse_int=_parse_int)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("JSON nested too deeply") from error
 
 
 def _parse_int(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= _INT_DIGITS else Decimal(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_parse_int)
 
 
 def same_value(expected: str, actual: bytes) -> bool:

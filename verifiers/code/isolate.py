@@ -1,13 +1,13 @@
-"""What the sandbox does to itself: namespaces and a private root once, a lock on every child.
+"""What the sandbox does to itself: namespaces and a private root once, a lock on every program.
 
-The server (one per judging process) calls `enter_namespaces`, forks, and calls `build_private_root` in the
-fork. Each test's child calls `Lock.apply` before any line of the program runs.
+The keeper (one per judging process) calls `enter_namespaces`, forks, and calls `build_private_root` in the fork. Each
+program's process calls `Lock.apply` before any line of the program runs.
 """
 
 import os
 import resource
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from verifiers.code import kernel, landlock
 from verifiers.code.protocol import (
@@ -134,9 +134,8 @@ def limit_resources(seconds: int, own_uid: bool) -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
-    """What a child gives up before the program runs.
+class Lock(NamedTuple):
+    """What a program's process gives up before it runs.
 
     Attributes:
         uid: user and group to become; None to stay who we are.

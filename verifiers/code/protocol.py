@@ -1,14 +1,23 @@
-"""Messages between the judge and its sandbox: one JSON object each, with file descriptors riding along.
+"""What the judge says to its sandbox, and hears.
 
-    judge                                    sandbox
-      <- hello                                 what isolation was reached, or the error that stopped it
-      program + [source]                       a program process is forked and compiles the source
-      test    + [input, output, errors]        it forks one child for this test
-      <- outcome                               how that child ended
-      end                                      the program process ends; the sandbox is clean again
+Between judge and server go JSON objects, with file descriptors riding along:
 
-The socket keeps message boundaries (SOCK_SEQPACKET). Sources, inputs and outputs travel in memory files,
-so no message is large and no pipe can fill up. Expected outputs never cross.
+    judge                                          server
+      <- hello                                       what isolation was reached, or the error that stopped it
+      start + [source, control, input, output, errors]    the process of a program is forked
+      stop                                           it is ended, with all that it left; the sandbox is clean again
+      <- its wait status                             if asked for
+
+On the control socket of a program's process:
+
+    judge                                          program
+      <- READY, FAILED or BROKEN                     it is compiled and locked; or why it is not
+      STANDARD_INPUT or FUNCTION                     it runs on what the input file holds
+      <- status, spent                               how that ended (`run.run_tests`)
+
+The sockets keep message boundaries (SOCK_SEQPACKET). Sources, inputs and outputs travel in memory files, so no
+message is large and no pipe can fill up. Expected outputs never cross. After READY the program itself may be talking:
+no answer says more than what a program could bring about anyway, by exiting.
 """
 
 import json
@@ -18,7 +27,11 @@ from typing import Any
 
 _MAX_MESSAGE = 1 << 16
 
-# Bounds of one test's child; its wall clock comes with each test.
+STANDARD_INPUT, FUNCTION = b"i", b"f"
+READY, FAILED, BROKEN = b"r", b"f", b"b"  # the last two with a text
+LONGEST_WORD = 4096
+
+# Bounds of a program's process; its wall clock comes with each test.
 MEMORY_BYTES = 1 << 30  # address space
 OUTPUT_BYTES = 32 << 20  # of each file, standard output included
 STACK_BYTES = 100 << 20  # of the main thread; the kernel leaves 128 MiB free below it
@@ -44,7 +57,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
         EOFError: the other side is gone.
     """
     try:
-        data, fds, _, _ = socket.recv_fds(sock, _MAX_MESSAGE, 4)
+        data, fds, _, _ = socket.recv_fds(sock, _MAX_MESSAGE, 5)
     except ConnectionError as error:
         raise EOFError("connection lost") from error
     if not data:

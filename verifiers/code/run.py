@@ -1,10 +1,14 @@
-"""Run one program in the process that was forked for one test. Everything here is within its reach.
+"""Run a program on test after test, in the process that was forked for it. Everything here is within its reach.
 
 A stdin program sees what `python3 main.py` would: module `__main__`, descriptors 0, 1 and 2, and the ends of
 a normal interpreter (threads joined, exit handlers run, buffers flushed). A functional program sees, as in
 LiveCodeBench, the names of the usual contest modules; its own name is not `__main__`.
+
+Each test starts with the module, the streams and the settings of a new process. What else a program changed meets
+the next test, unless it shows (`_is_spent`); so the judge blames a program only for a test that had a new process.
 """
 
+import _thread
 import atexit
 import builtins
 import contextlib
@@ -18,7 +22,10 @@ import types
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
+from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from typing import Any, NoReturn
+
+from verifiers.code import protocol
 
 # As in LiveCodeBench: all public names of these (later ones win), then the built-ins, then the modules' own.
 _STAR_MODULES = (
@@ -31,7 +38,7 @@ _NAMED_MODULES = _STAR_MODULES[:16]
 _IF_NAMED = frozenset(
     (
         *("networkx", "numpy", "pandas", "scipy", "sympy"),
-        *("abc", "argparse", "array", "asyncio", "atexit", "base64", "calendar", "cmath", "codecs"),
+        *("abc", "argparse", "array", "ast", "asyncio", "atexit", "base64", "calendar", "cmath", "codecs"),
         *("contextlib", "csv", "dataclasses", "decimal", "difflib"),
         *("enum", "fileinput", "fractions", "gc", "graphlib", "hashlib", "inspect", "locale", "logging"),
         *("mmap", "multiprocessing", "numbers", "os", "pathlib", "pickle", "platform", "pprint", "queue", "resource"),
@@ -48,6 +55,8 @@ _LOADED_WITH = {
 _ALWAYS = (*_STAR_MODULES, "encodings.ascii", "encodings.latin_1")
 _INT_DIGITS = 50_000  # LiveCodeBench's limit; CPython's own is 4,300
 _FUNCTIONAL_RECURSION = 50_000  # LiveCodeBench's limit
+_RECURSION = sys.getrecursionlimit()
+CONTROL, _INPUT, _OUTPUT, _ERRORS, _NULL = range(3, 8)  # the descriptors of a program's process
 _BROKEN_FLUSH = 120  # CPython's exit status when standard output cannot be flushed
 
 Namespace = dict[str, Any]
@@ -63,8 +72,7 @@ def prepare() -> Namespace:
         listed = public.get("__all__", [key for key in public if not key.startswith("_")])
         names.update((key, public[key]) for key in listed)
     names.update((name, sys.modules[name]) for name in _NAMED_MODULES)
-    sys.set_int_max_str_digits(_INT_DIGITS)
-    sys.argv = ["main.py"]
+    sys.set_int_max_str_digits(_INT_DIGITS)  # for the compiler
     return names
 
 
@@ -85,26 +93,81 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def run_stdin(code: types.CodeType) -> NoReturn:
-    """Run `code` as the main program on descriptors 0, 1 and 2, then exit with its status."""
+def run_tests(code: types.CodeType, names: Namespace, fn_name: str | None, scratch: str) -> NoReturn:
+    """Run one test for each order, answer how it ended, and exit when the orders end.
+
+    A functional test calls `fn_name`. An answer is two numbers: the exit status that Python would have had, and 1 if
+    the next test needs a new process.
+    """
+    read, write = os.read, os.write  # programs may put others in their place
+    built_in = dict(vars(builtins))
+    write(CONTROL, protocol.READY)
+    while order := read(CONTROL, 1):
+        functional = order == protocol.FUNCTION
+        _renew(scratch, functional)
+        status = _run_function(code, names, fn_name or "") if functional else _run_stdin(code)
+        try:
+            write(CONTROL, b"%d %d" % (status, _is_spent(scratch, built_in)))
+        except OSError:  # closed by the program
+            os._exit(status)
+    os._exit(0)
+
+
+def _renew(scratch: str, functional: bool) -> None:
+    """Set everything as in a new process that a program is likely to have changed."""
+    for fd in (_INPUT, _OUTPUT, _ERRORS):
+        os.lseek(fd, 0, os.SEEK_SET)
+    for new, old in enumerate((_NULL, _NULL, _ERRORS) if functional else (_INPUT, _OUTPUT, _ERRORS)):
+        os.dup2(old, new)
+    sys.stdin = sys.__stdin__ = _stream(0, "r", "surrogateescape")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _stream(1, "w", "surrogateescape")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace")  # type: ignore[misc]
+    if "solution" in sys.modules:  # here, not when the collector finds the circles of its functions
+        vars(sys.modules.pop("solution")).clear()
+    sys.argv = ["main.py"]
+    sys.excepthook = sys.__excepthook__
+    sys.setrecursionlimit(_FUNCTIONAL_RECURSION if functional else _RECURSION)
+    sys.set_int_max_str_digits(_INT_DIGITS)
+    threading.stack_size(0)
+    gc.enable()
+    os.chdir(scratch)
+
+
+def _stream(fd: int, mode: str, errors: str) -> TextIOWrapper:
+    """A standard stream as the interpreter makes it in UTF-8 mode when it is not a terminal."""
+    raw = FileIO(fd, mode, closefd=False)
+    raw.name = ("<stdin>", "<stdout>", "<stderr>")[fd]
+    buffer = BufferedReader(raw) if mode == "r" else BufferedWriter(raw)
+    stream = TextIOWrapper(buffer, "utf-8", errors, newline="\n", write_through=fd == 2)
+    stream.mode = mode  # type: ignore[misc]
+    return stream
+
+
+def _is_spent(scratch: str, built_in: Namespace) -> bool:
+    """Whether the test left something that the next one would meet."""
+    return _thread._count() > 0 or os.listdir(scratch) != [] or vars(builtins) != built_in
+
+
+def _run_stdin(code: types.CodeType) -> int:
+    """Run `code` as the main program on descriptors 0, 1 and 2; the status that Python would exit with."""
     module = _module("__main__", {})
     status = 0
     try:
         exec(code, module.__dict__)
     except BaseException as error:
         status = _exit_status(error)
-    os._exit(_shut_down(module) or status)
+    return _shut_down(module) or status
 
 
-def run_function(code: types.CodeType, names: Namespace, fn_name: str, text: str, result: int) -> NoReturn:
-    """Call `fn_name` with the JSON values in `text` (one a line) and write its value to descriptor `result`.
+def _run_function(code: types.CodeType, names: Namespace, fn_name: str) -> int:
+    """Call `fn_name` with the JSON values of the input (one a line) and write its value to the output.
 
-    The frame is `=` and the value as JSON, or `!` if it has no JSON form, and a newline. Exit status 1 without
-    a frame if the program or the call raises.
+    The frame is `=` and the value as JSON, or `!` if it has no JSON form, and a newline. Status 1 and no frame if the
+    program or the call raises.
     """
-    sys.setrecursionlimit(_FUNCTIONAL_RECURSION)
     dumps, write = json.dumps, os.write
     try:
+        text = protocol.read_all(_INPUT, os.fstat(_INPUT).st_size).decode("utf-8", "surrogatepass")
         arguments = [json.loads(line) for line in text.split("\n") if line.strip()]
         module = _module("solution", names)
         exec(code, module.__dict__)
@@ -114,12 +177,12 @@ def run_function(code: types.CodeType, names: Namespace, fn_name: str, text: str
         except (AttributeError, StopIteration, TypeError, ValueError):
             frame = b"!\n"
         while frame:
-            frame = frame[write(result, frame) :]
+            frame = frame[write(_OUTPUT, frame) :]
     except BaseException as error:
         _exit_status(error)
         _flush()
-        os._exit(1)
-    os._exit(0)
+        return 1
+    return 0
 
 
 def _plain(value: Any) -> Any:
@@ -131,7 +194,9 @@ def _plain(value: Any) -> Any:
 
 def _module(name: str, names: Namespace) -> types.ModuleType:
     module = types.ModuleType(name)
-    module.__dict__.update(names, __name__=name, __file__=sys.argv[0], __builtins__=builtins)
+    module.__dict__.clear()  # an empty dictionary takes many names at once
+    module.__dict__.update(names)
+    module.__dict__.update(__name__=name, __file__="main.py", __builtins__=builtins)
     sys.modules[name] = module
     return module
 
@@ -159,7 +224,7 @@ def _exit_status(error: BaseException) -> int:
 
 def _shut_down(module: types.ModuleType) -> int:
     """What the interpreter does at its end, in its order; non-zero if output was lost."""
-    threading._shutdown()  # type: ignore[attr-defined]
+    _join_threads()
     atexit._run_exitfuncs()
     status = _flush()
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
@@ -169,6 +234,17 @@ def _shut_down(module: types.ModuleType) -> int:
             module.__dict__[name] = None
     gc.collect()
     return _flush() or status  # destructors may have printed
+
+
+def _join_threads() -> None:
+    """As `threading._shutdown`, which works once: only where executors wait for it, and their threads stay."""
+    while _thread._count() > 0:
+        waited = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
+        if not waited or threading._threading_atexits:  # type: ignore[attr-defined]
+            threading._shutdown()  # type: ignore[attr-defined]
+            return
+        for thread in waited:
+            thread.join()
 
 
 def _flush() -> int:

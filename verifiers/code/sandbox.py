@@ -1,19 +1,20 @@
 """The judge's side of the sandbox: start it, run tests in it, survive it.
 
-One sandbox (a warm interpreter, see `child`) serves one judging process and is started at its first program.
-Each test gets its own forked, locked child with memory files as standard streams. The wall clock is kept twice:
-by the program process, and here with a margin, in case a program stopped everything on the other side.
+One sandbox (a warm interpreter, see `server`) serves one judging process and is started at its first program.
+A program gets a forked, locked process with memory files as standard streams, and another one whenever that cannot
+go on. The wall clock is kept here.
 """
 
 import atexit
+import math
 import os
-import select
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +25,20 @@ from verifiers.code import protocol
 from verifiers.isolation import IsolationLevel
 
 _START_SECONDS = 60.0  # a cold disk and 64 siblings; only a broken machine needs longer
-_MARGIN_SECONDS = 10.0  # beyond a test's limit, before the sandbox itself is given up
+_MARGIN_SECONDS = 10.0  # beyond a limit, before the sandbox itself is given up
+_CPU_GRACE = 1  # seconds of processor time beyond the wall limits; only for a judge that is stopped
 _STOP_SECONDS = 5.0
 _ERROR_BYTES = 4096
 _ROOT = str(Path(__file__).resolve().parents[2])
-_BOOT = "import sys; sys.path.insert(0, {!r}); from verifiers.code import child; del sys.path[0]; child.main()"
+# Imports the server's own modules, not what the packages around them import for the judge.
+_BOOT = """
+import sys, types
+for name, folder in ("verifiers", "verifiers"), ("verifiers.code", "verifiers/code"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [{root!r} + "/" + folder]
+from verifiers.code import server
+server.main()
+"""
 
 
 def private_scratch(*libraries: str) -> str:
@@ -65,21 +75,23 @@ class Isolation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one test's child ended.
+    """How one test ended.
 
     Attributes:
         status: exit status; negative for the signal that killed it; None if it ran past its limit.
         seconds: wall-clock time it took.
-        output: what it printed (stdin tests) or its result frame (functional tests), up to the limit.
-        errors: the end of its standard error.
+        output: what it printed (stdin tests) or its result frame (functional tests), up to the limit; read at status 0.
+        errors: the end of its standard error; read at another.
         failure: why it never ran (the source does not compile); empty if it did.
+        first: whether its process had run no other test.
     """
 
     status: int | None
-    seconds: float
-    output: bytes
-    errors: str
+    seconds: float = 0.0
+    output: bytes = b""
+    errors: str = ""
     failure: str = ""
+    first: bool = True
 
 
 class Sandbox:
@@ -90,7 +102,6 @@ class Sandbox:
     """
 
     def __init__(self, namespaces: bool, refused: str = "") -> None:
-        self._serial = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._base: str | None = None
@@ -99,7 +110,7 @@ class Sandbox:
             self._base = tempfile.mkdtemp(prefix="verify-code-")
             os.chmod(self._base, 0o711)  # the sandbox may run as another user
             scratch = f"{self._base}/scratch"
-        interpreter = [sys.executable, "-I", "-B", "-X", "utf8", "-c", _BOOT.format(_ROOT)]
+        interpreter = [sys.executable, "-I", "-B", "-X", "utf8", "-c", _BOOT.format(root=_ROOT)]
         arguments = [str(theirs.fileno()), scratch, str(os.getpid()), str(int(namespaces))]
         self._process = subprocess.Popen(
             [*interpreter, *arguments],
@@ -113,7 +124,7 @@ class Sandbox:
         )
         theirs.close()
         try:
-            hello = self._receive(_START_SECONDS)
+            hello = self.receive(_START_SECONDS)
             if "error" in hello:
                 raise SandboxError(hello["error"])
         except SandboxError:
@@ -122,41 +133,39 @@ class Sandbox:
         self.isolation = _describe(hello, refused)
 
     @contextmanager
-    def program(self, source: str, seconds: float) -> Iterator["Program"]:
-        """A program whose tests run for at most `seconds` each.
+    def program(self, source: str, fn_name: str | None, cpu_seconds: float) -> Iterator["Program"]:
+        """A program; its functional tests call `fn_name`, and each of its processes gets `cpu_seconds` at most.
 
         Raises:
-            SandboxDied: the sandbox ended; it is closed and of no further use.
+            SandboxError: the sandbox ended or broke; it is closed and of no further use.
         """
-        self._serial += 1
-        with _memory_file(source.encode("utf-8", "surrogatepass")) as file:
-            self._send({"program": True, "id": self._serial, "seconds": seconds}, (file,))
-        yield Program(self, self._serial)
-        self._send({"end": True})
+        settings = {"fn_name": fn_name, "cpu_seconds": math.ceil(cpu_seconds) + _CPU_GRACE}
+        with (
+            _memory_file(source.encode("utf-8", "surrogatepass")) as file,
+            _memory_file() as stdin,
+            _memory_file() as stdout,
+            _memory_file() as stderr,
+        ):
+            program = Program(self, settings, file, (stdin, stdout, stderr))
+            yield program
+            program.end()
 
-    def exchange(self, message: dict[str, Any], fds: tuple[int, ...], serial: int, seconds: float) -> dict[str, Any]:
-        """Send a test's message and return the outcome's; raises as `program` does."""
-        self._send(message, fds)
-        while True:
-            reply = self._receive(seconds)
-            if reply["id"] == serial:  # a program process that died at its end leaves a late word
-                return reply
-
-    def _send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """Send the server a message. Raises SandboxDied, as all that talks to it; it is closed then."""
         try:
             protocol.send(self._socket, message, fds)
         except OSError as error:
             self.close()
             raise SandboxDied("the sandbox ended") from error
 
-    def _receive(self, seconds: float) -> dict[str, Any]:
-        waiter = select.poll()
-        waiter.register(self._socket, select.POLLIN)
-        if not waiter.poll(seconds * 1000):
-            self.close()
-            raise SandboxDied(f"no answer from the sandbox within {seconds:g} s")
+    def receive(self, seconds: float) -> dict[str, Any]:
+        """The server's next answer, which it has `seconds` for."""
+        self._socket.settimeout(seconds)
         try:
             return protocol.receive(self._socket)[0]
+        except TimeoutError as error:
+            self.close()
+            raise SandboxDied(f"no answer from the sandbox within {seconds:g} s") from error
         except EOFError as error:
             self.close()
             raise SandboxDied(f"the sandbox ended with status {self._process.returncode}") from error
@@ -180,53 +189,123 @@ class Sandbox:
 
 
 class Program:
-    """A program in the sandbox, ready for its tests."""
+    """A program in the sandbox, ready for its tests; `run` tells them to its process, and starts one if need be."""
 
-    def __init__(self, sandbox: Sandbox, serial: int) -> None:
+    def __init__(self, sandbox: Sandbox, settings: dict[str, Any], source: int, streams: tuple[int, int, int]) -> None:
         self._sandbox = sandbox
-        self._serial = serial
+        self._settings = settings
+        self._source = source
+        self._streams = streams
+        self._control: socket.socket | None = None  # of the running process
+        self._used = False  # whether that has run a test
 
-    def run(self, text: str, fn_name: str | None, seconds: float) -> Outcome:
-        """Run one test: `text` on standard input, or, with `fn_name`, as that function's arguments.
+    def run(self, text: str, functional: bool, seconds: float, alone: bool = False) -> Outcome:
+        """Run one test: `text` on standard input, or as the function's arguments.
 
-        It is stopped after `seconds` of wall clock.
+        It is stopped after `seconds` of wall clock, and runs in a process that has run other tests unless it is to
+        be `alone`.
 
         Raises:
             SandboxError: the test could not be run.
         """
-        message = {"test": True, "fn_name": fn_name, "seconds": seconds}
-        with (
-            _memory_file(text.encode("utf-8", "surrogatepass")) as stdin,
-            _memory_file(b"") as stdout,
-            _memory_file(b"") as stderr,
-        ):
-            fds = (stdin, stdout, stderr)
-            reply = self._sandbox.exchange(message, fds, self._serial, seconds + _MARGIN_SECONDS)
-            if "error" in reply:
-                raise SandboxError(reply["error"])
-            if "failure" in reply:
-                return Outcome(None, 0.0, b"", "", reply["failure"])
-            status = reply["status"]
-            return Outcome(
-                None if status is None else os.waitstatus_to_exitcode(status),
-                reply["seconds"],
-                protocol.read_all(stdout, protocol.OUTPUT_BYTES),
-                _tail(stderr),
-            )
+        if self._control is not None and self._used and alone:
+            self.end()
+        if self._control is None:
+            unable = self._start(seconds)
+            if unable is not None:
+                return unable
+        first, self._used = not self._used, True
+        stdin, stdout, stderr = self._streams
+        for fd in self._streams:
+            os.ftruncate(fd, 0)
+        _write_all(stdin, text.encode("utf-8", "surrogatepass"))
+        start = time.monotonic()
+        status = self._ask(protocol.FUNCTION if functional else protocol.STANDARD_INPUT, start + seconds)
+        taken = time.monotonic() - start
+        if status != 0:
+            return Outcome(status, taken, errors=_tail(stderr), first=first)
+        return Outcome(status, taken, protocol.read_all(stdout, protocol.OUTPUT_BYTES), first=first)
+
+    def end(self) -> None:
+        """End the process, with all that it left."""
+        if self._control is not None:
+            self._stop(0.0, tell=False)
+
+    def _start(self, seconds: float) -> Outcome | None:
+        """Start a process; what became of it if it cannot run tests."""
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._used = False
+        with theirs:
+            self._sandbox.send({"start": True, **self._settings}, (self._source, theirs.fileno(), *self._streams))
+        word = self._hear(seconds + _MARGIN_SECONDS)
+        if word == protocol.READY:
+            return None
+        status = self._stop(0.0, tell=True)
+        if word is None:
+            return Outcome(None, seconds + _MARGIN_SECONDS)
+        if word.startswith(protocol.BROKEN):
+            raise SandboxError(f"a program could not be locked: {word[1:].decode()}")
+        if word.startswith(protocol.FAILED):
+            return Outcome(1, failure=word[1:].decode())
+        return Outcome(1, failure=f"the process of the program ended with status {status}")
+
+    def _ask(self, order: bytes, deadline: float) -> int | None:
+        """Have a test run; its status as in `Outcome`."""
+        assert self._control is not None
+        try:
+            self._control.send(order, socket.MSG_DONTWAIT)
+            word = self._hear(deadline - time.monotonic())
+        except OSError:  # it does not listen any more
+            word = b""
+        if word is None:
+            self._stop(0.0, tell=True)
+            return None
+        numbers = word.split()
+        if len(numbers) == 2 and all(map(bytes.isdigit, numbers)):
+            status, spent = map(int, numbers)
+            if spent:
+                self.end()
+            return status
+        ended = self._stop(max(0.0, deadline - time.monotonic()), tell=True)
+        return None if ended is None else os.waitstatus_to_exitcode(ended)
+
+    def _hear(self, seconds: float) -> bytes | None:
+        """The process's next word; nothing in it if the process ended or hung up, None if it is late."""
+        assert self._control is not None
+        self._control.settimeout(max(seconds, 1e-6))
+        try:
+            return self._control.recv(protocol.LONGEST_WORD)
+        except TimeoutError:
+            return None
+        except ConnectionError:
+            return b""
+
+    def _stop(self, seconds: float, tell: bool) -> int | None:
+        """Give the process `seconds` to end; its wait status if asked for, None if it had to be killed."""
+        assert self._control is not None
+        self._control.close()
+        self._control = None
+        self._sandbox.send({"stop": seconds, "tell": tell})
+        status: int | None = self._sandbox.receive(seconds + _MARGIN_SECONDS)["status"] if tell else None
+        return status
 
 
 @contextmanager
-def _memory_file(content: bytes) -> Iterator[int]:
-    """A file in memory that holds `content`, read from its start."""
+def _memory_file(content: bytes = b"") -> Iterator[int]:
     fd = os.memfd_create("test")
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
+        _write_all(fd, content)
         yield fd
     finally:
         os.close(fd)
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    """Write `content` at the start of a file, whatever its offset."""
+    done = 0
+    with memoryview(content) as view:
+        while done < len(view):
+            done += os.pwrite(fd, view[done:], done)
 
 
 def _tail(fd: int) -> str:
