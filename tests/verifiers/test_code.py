@@ -321,14 +321,21 @@ def test_both_kinds_of_test_in_turn() -> None:
     assert judge(program, [stdin_test("1", "2"), function_test([2], 3)] * 3, "f") is Verdict.PASS
 
 
-def test_a_wrong_setting_is_not_inherited() -> None:
-    """A program that asks for deep recursion in its first test only."""
-    program = (
-        "import sys\nn = int(input())\nif n == 1: sys.setrecursionlimit(10000)\n"
-        "def f(k): return k and f(k - 1)\nprint(f(n))"
-    )
-    result = verify_code(respond(program), [stdin_test("1", "0"), stdin_test("5000", "0")])
-    assert (result.verdict, result.detail.split(":")[0]) == (Verdict.RUNTIME_ERROR, "test 2 of 2")
+REMAINS = {  # each prints 1 where it finds what it did in an earlier test
+    "files": "import os\nprint(len(os.listdir('.')))\nopen('x', 'w')",
+    "built-ins": "import builtins\nprint(int(hasattr(builtins, 'x')))\nbuiltins.x = 0",
+    "a thread": "import threading as t, time\nprint(t.active_count() - 1)\n"
+    "t.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+    "the folder": "import os\nprint(int(os.getcwd() == '/'))\nos.chdir('/')",
+    "recursion": "import sys\nprint(int(sys.getrecursionlimit() > 1000))\nsys.setrecursionlimit(10 ** 6)",
+    "module names": "print(int('x' in globals()))\nx = 1",
+}
+
+
+@pytest.mark.parametrize("name", REMAINS)
+def test_no_program_is_right_by_what_it_left(name: str) -> None:
+    result = verify_code(respond(REMAINS[name]), [stdin_test("", "0"), stdin_test("", "1")])
+    assert (result.verdict, result.detail.split(":")[0]) == (Verdict.WRONG, "test 2 of 2")
 
 
 # --- functions ------------------------------------------------------------------------------------------------------
