@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from verifiers import frames, remote
 from verifiers.connection import Refused, connect, listen, make_secret, parse_address, read_secret
@@ -34,15 +35,6 @@ def boxed(answer: object) -> str:
 def sleeper(seconds: float, word: str, verdict: bool = True) -> CodeTask:
     test = {"input": word, "output": word if verdict else "another", "testtype": "stdin"}
     return CodeTask(SLEEP.format(seconds), [test])
-
-
-def eventually(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 class running:
