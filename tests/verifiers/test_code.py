@@ -420,6 +420,45 @@ def test_function_without_arguments_and_huge_integers() -> None:
     )
 
 
+def echo(values: list[object]) -> list[Test]:
+    return [function_test([value], value) for value in values]
+
+
+def test_functions_each_have_their_own_time() -> None:
+    program = "import time\ndef f(x):\n    time.sleep(x)\n    return x"
+    assert judge(program, echo([0.2] * 7), "f", timeout=0.6) is Verdict.PASS
+    result = verify_code(respond(program), echo([0.1] * 6 + [60] + [0.1] * 3), fn_name="f", timeout=0.6)
+    assert (result.verdict, result.detail.split(":")[0]) == (Verdict.TIMEOUT, "test 7 of 10")
+    assert result.seconds < 5
+
+
+@pytest.mark.parametrize(
+    ("program", "verdict"),
+    [
+        ("def f(x): return x if x < 30 else 0", Verdict.WRONG),
+        ("def f(x): return x if x < 30 else object()", Verdict.WRONG),
+        ("def f(x): return x if x < 30 else 1 / 0", Verdict.RUNTIME_ERROR),
+        ("import os\ndef f(x): return x if x < 30 else os._exit(0)", Verdict.RUNTIME_ERROR),
+        ("import ctypes\ndef f(x): return x if x < 30 else ctypes.string_at(0)", Verdict.RUNTIME_ERROR),
+    ],
+)
+def test_the_function_test_that_fails_is_named(program: str, verdict: Verdict) -> None:
+    result = verify_code(respond(program), echo([*range(40)]), fn_name="f")
+    assert (result.verdict, result.detail.split(":")[0]) == (verdict, "test 31 of 40"), result.detail
+
+
+def test_no_function_finds_what_it_left() -> None:
+    program = "import os\ndef f():\n    n = len(os.listdir('.'))\n    open('x', 'w')\n    return n"
+    assert judge(program, [function_test([], 0)] * 9, "f") is Verdict.PASS
+    result = verify_code(respond(program), [*[function_test([], 0)] * 3, function_test([], 1)], fn_name="f")
+    assert (result.verdict, result.detail.split(":")[0]) == (Verdict.WRONG, "test 4 of 4")
+
+
+def test_a_function_is_not_blamed_for_what_it_left() -> None:
+    program = "import math\ndef f():\n    assert math.pi > 3\n    math.pi = 0\n    return 0"
+    assert judge(program, [function_test([], 0)] * 9, "f") is Verdict.PASS
+
+
 # --- bad tests ------------------------------------------------------------------------------------------------------
 
 
@@ -620,7 +659,7 @@ def test_libraries_below_tmp_are_not_hidden_by_the_scratch_folder(monkeypatch: p
     box = sandbox._strongest()
     try:
         with box.program(program, None, 5.0) as running:
-            outcome = running.run("", False, 5.0)
+            outcome = running.run([""], False, 5.0)
     finally:
         box.close()
     assert (outcome.status, outcome.output) == (0, b"6\n"), outcome

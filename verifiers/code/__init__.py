@@ -1,13 +1,13 @@
 """Verify answers that are programs, by running them on tests in a sandbox.
 
 A response passes if the last Python block after its thinking (`extract`) gives the expected output on every test
-(`compare`), each within its time. Programs run in forks of a warm interpreter (`sandbox`, `server`, `run`), locked in as
-far as the machine allows (`isolate`, `seccomp`, `landlock`). Always: a process of its own for each program, an empty
-environment, an empty folder to work in, limits on memory, time, output, files and threads, a wall clock outside of
-the program's reach, and the death of all that it started before the next program starts. A program's tests run one
-after the other in its process; one that it fails there is run again in a new process, and only that counts. The
-expected outputs stay in the judge's process: a program that takes over its process, or all of its sandbox, can
-still only pass by printing the right output.
+(`compare`), each within its time. Programs run in forks of a warm interpreter (`sandbox`, `server`, `run`), locked
+in as far as the machine allows (`isolate`, `seccomp`, `landlock`). Always: a process of its own for each program,
+an empty environment, an empty folder to work in, limits on memory, time, output, files and threads, a wall clock
+outside of the program's reach, and the death of all that it started before the next program starts. A program's
+tests run one after the other in its process; one that it fails there is run again in a new process, and only that
+counts. The expected outputs stay in the judge's process: a program that takes over its process, or all of its
+sandbox, can still only pass by printing the right output.
 
 `isolation()` says which level this machine gives, strongest first:
 

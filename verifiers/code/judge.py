@@ -14,6 +14,8 @@ from verifiers.verdict import Result, Verdict
 
 _SOURCE_CHARACTERS = 1 << 20  # contests allow 64 KiB; compiling much more costs more than a test may
 _SIGXCPU = 24
+# Functional tests run in groups, within the time of one test: the first by itself, as most wrong programs fail there.
+_GROWTH, _LARGEST_GROUP = 4, 64
 _METHOD = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", re.MULTILINE)
 
 Test = Mapping[str, str]
@@ -165,32 +167,62 @@ def _judge_once(program: str, plan: _Plan) -> tuple[Verdict, str]:
 
 
 def _run_tests(running: Program, plan: _Plan) -> tuple[Verdict, str]:
+    """Run the tests up to the first that fails, and return that one's verdict and detail.
+
+    A failure counts if it is a test's own: it ran by itself, in a process that no other test had used, or with all of
+    its time. Any other is run again so.
+    """
     end = time.monotonic() + plan.budget
-    alone = False  # a process for each test: needed once what one left behind was another's undoing
-    for place in plan.order():
-        name = f"test {place + 1} of {len(plan.tests)}"
-        test = plan.tests[place]
-        verdict, why, fair = _run_test(running, test, plan, end, alone)
-        if not fair and verdict not in (Verdict.PASS, Verdict.TIMEOUT):
-            verdict, why, _ = _run_test(running, test, plan, end, alone=True)
-            alone = True
-        if verdict is not Verdict.PASS:
-            return verdict, f"{name}: {why}"
+    order = plan.order()
+    tests = [plan.tests[place] for place in order]
+    done, size, largest, alone = 0, 1, _LARGEST_GROUP, False
+    while done < len(tests):
+        group = _group(tests[done:], size)
+        left = end - time.monotonic()
+        if left <= 0:
+            why = f"not reached within the {plan.budget:g} s of all tests together"
+            return Verdict.TIMEOUT, f"test {order[done] + 1} of {len(tests)}: {why}"
+        inputs = [test["input"] for test in group]
+        outcome = running.run(inputs, group[0]["testtype"] == "functional", min(plan.timeout, left), alone)
+        passed, verdict, why = _verdict(outcome, group)
+        done += passed
+        if verdict is Verdict.PASS:
+            size = min(size * _GROWTH, largest)
+            continue
+        if len(group) == 1 and (outcome.first or verdict is Verdict.TIMEOUT):
+            return verdict, f"test {order[done] + 1} of {len(tests)}: {why}"
+        size = largest = 1
+        alone = verdict is not Verdict.TIMEOUT
     return Verdict.PASS, ""
 
 
-def _run_test(running: Program, test: Test, plan: _Plan, end: float, alone: bool) -> tuple[Verdict, str, bool]:
-    """Verdict, detail, and whether no other test could have had a hand in it."""
-    left = end - time.monotonic()
-    if left <= 0:
-        return Verdict.TIMEOUT, f"not reached within the {plan.budget:g} s of all tests together", True
-    functional = test["testtype"] == "functional"
-    outcome = running.run(test["input"], functional, min(plan.timeout, left), alone)
-    return *_verdict(outcome, test["output"], functional), outcome.first
+def _group(tests: Sequence[Test], size: int) -> Sequence[Test]:
+    """The next tests to run in one go: functional ones, or one on standard input."""
+    count = next((place for place, test in enumerate(tests) if test["testtype"] != "functional"), len(tests))
+    return tests[: max(1, min(count, size))]
 
 
-def _verdict(outcome: Outcome, expected: str, functional: bool) -> tuple[Verdict, str]:
-    """What one test's outcome means, and a few words on why it is not a pass."""
+def _verdict(outcome: Outcome, group: Sequence[Test]) -> tuple[int, Verdict, str]:
+    """How many tests of a group passed before one did not, and the verdict on that one with a few words on why."""
+    if group[0]["testtype"] == "stdin":
+        verdict, why = _bad_end(outcome)
+        if verdict is Verdict.PASS and not same_output(group[0]["output"], outcome.output):
+            verdict, why = Verdict.WRONG, "the output differs"
+        return int(verdict is Verdict.PASS), verdict, why
+    *frames, _ = outcome.output.split(b"\n")
+    for place, (test, frame) in enumerate(zip(group, frames, strict=False)):
+        if not (frame.startswith(b"=") and same_value(test["output"], frame[1:])):
+            return place, Verdict.WRONG, "the returned value differs"
+    if len(frames) >= len(group):
+        return len(group), Verdict.PASS, ""
+    verdict, why = _bad_end(outcome)
+    if verdict is Verdict.PASS:
+        verdict, why = Verdict.RUNTIME_ERROR, "ended without returning a value"
+    return len(frames), verdict, why
+
+
+def _bad_end(outcome: Outcome) -> tuple[Verdict, str]:
+    """What the end of a test's process says against it."""
     if outcome.failure:
         return Verdict.RUNTIME_ERROR, outcome.failure
     if outcome.status is None or outcome.status == -_SIGXCPU:
@@ -200,10 +232,4 @@ def _verdict(outcome: Outcome, expected: str, functional: bool) -> tuple[Verdict
     if outcome.status > 0:
         last_line = outcome.errors.strip().rpartition("\n")[2]
         return Verdict.RUNTIME_ERROR, f"exit status {outcome.status}: {last_line:.200}"
-    if not functional:
-        return (Verdict.PASS, "") if same_output(expected, outcome.output) else (Verdict.WRONG, "the output differs")
-    if not outcome.output.endswith(b"\n"):
-        return Verdict.RUNTIME_ERROR, "ended without returning a value"
-    if outcome.output.startswith(b"=") and same_value(expected, outcome.output[1:]):
-        return Verdict.PASS, ""
-    return Verdict.WRONG, "the returned value differs"
+    return Verdict.PASS, ""

@@ -28,6 +28,7 @@ from typing import Any
 _MAX_MESSAGE = 1 << 16
 
 STANDARD_INPUT, FUNCTION = b"i", b"f"
+SEPARATOR = "\0"  # between the inputs of functional tests; JSON has no such character
 READY, FAILED, BROKEN = b"r", b"f", b"b"  # the last two with a text
 LONGEST_WORD = 4096
 

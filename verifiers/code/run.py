@@ -94,39 +94,57 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def run_tests(code: types.CodeType, names: Namespace, fn_name: str | None, scratch: str) -> NoReturn:
-    """Run one test for each order, answer how it ended, and exit when the orders end.
+    """Run one test, or some that call `fn_name`, for each order, answer how that ended, and exit when orders end.
 
-    A functional test calls `fn_name`. An answer is two numbers: the exit status that Python would have had, and 1 if
-    the next test needs a new process.
+    An answer is two numbers: the exit status that Python would have had, and 1 if the next test needs a new process.
     """
     read, write = os.read, os.write  # programs may put others in their place
     built_in = dict(vars(builtins))
     write(CONTROL, protocol.READY)
     while order := read(CONTROL, 1):
-        functional = order == protocol.FUNCTION
-        _renew(scratch, functional)
-        status = _run_function(code, names, fn_name or "") if functional else _run_stdin(code)
+        if order == protocol.FUNCTION:
+            _connect(_NULL, _NULL)
+            status = spent = 0
+            for text in _input().split(protocol.SEPARATOR):
+                _renew(scratch, _FUNCTIONAL_RECURSION)
+                status = _run_function(code, names, fn_name or "", text)
+                spent = _is_spent(scratch, built_in)
+                if status or spent:
+                    break
+        else:
+            _connect(_INPUT, _OUTPUT)
+            _renew(scratch, _RECURSION)
+            status = _run_stdin(code)
+            spent = _is_spent(scratch, built_in)
         try:
-            write(CONTROL, b"%d %d" % (status, _is_spent(scratch, built_in)))
+            write(CONTROL, b"%d %d" % (status, spent))
         except OSError:  # closed by the program
             os._exit(status)
     os._exit(0)
 
 
-def _renew(scratch: str, functional: bool) -> None:
-    """Set everything as in a new process that a program is likely to have changed."""
+def _input() -> str:
+    return protocol.read_all(_INPUT, os.fstat(_INPUT).st_size).decode("utf-8", "surrogatepass")
+
+
+def _connect(source: int, sink: int) -> None:
+    """Standard streams as in a new process, at the start of their files."""
+    for new, old in enumerate((source, sink, _ERRORS)):
+        os.dup2(old, new)
     for fd in (_INPUT, _OUTPUT, _ERRORS):
         os.lseek(fd, 0, os.SEEK_SET)
-    for new, old in enumerate((_NULL, _NULL, _ERRORS) if functional else (_INPUT, _OUTPUT, _ERRORS)):
-        os.dup2(old, new)
     sys.stdin = sys.__stdin__ = _stream(0, "r", "surrogateescape")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _stream(1, "w", "surrogateescape")  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace")  # type: ignore[misc]
+
+
+def _renew(scratch: str, recursion: int) -> None:
+    """Set as in a new process what a program is likely to have changed."""
     if "solution" in sys.modules:  # here, not when the collector finds the circles of its functions
         vars(sys.modules.pop("solution")).clear()
     sys.argv = ["main.py"]
     sys.excepthook = sys.__excepthook__
-    sys.setrecursionlimit(_FUNCTIONAL_RECURSION if functional else _RECURSION)
+    sys.setrecursionlimit(recursion)
     sys.set_int_max_str_digits(_INT_DIGITS)
     threading.stack_size(0)
     gc.enable()
@@ -159,15 +177,14 @@ def _run_stdin(code: types.CodeType) -> int:
     return _shut_down(module) or status
 
 
-def _run_function(code: types.CodeType, names: Namespace, fn_name: str) -> int:
-    """Call `fn_name` with the JSON values of the input (one a line) and write its value to the output.
+def _run_function(code: types.CodeType, names: Namespace, fn_name: str, text: str) -> int:
+    """Call `fn_name` with the JSON values in `text` (one a line) and write its value to the output.
 
     The frame is `=` and the value as JSON, or `!` if it has no JSON form, and a newline. Status 1 and no frame if the
     program or the call raises.
     """
     dumps, write = json.dumps, os.write
     try:
-        text = protocol.read_all(_INPUT, os.fstat(_INPUT).st_size).decode("utf-8", "surrogatepass")
         arguments = [json.loads(line) for line in text.split("\n") if line.strip()]
         module = _module("solution", names)
         exec(code, module.__dict__)

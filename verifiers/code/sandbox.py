@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,15 +75,15 @@ class Isolation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one test ended.
+    """How one test, or a group of functional tests, ended.
 
     Attributes:
         status: exit status; negative for the signal that killed it; None if it ran past its limit.
         seconds: wall-clock time it took.
-        output: what it printed (stdin tests) or its result frame (functional tests), up to the limit; read at status 0.
-        errors: the end of its standard error; read at another.
+        output: what it printed (stdin tests) or the frames of its values (functional tests), up to the limit.
+        errors: the end of its standard error.
         failure: why it never ran (the source does not compile); empty if it did.
-        first: whether its process had run no other test.
+        first: whether its process had run no other test before.
     """
 
     status: int | None
@@ -199,14 +199,14 @@ class Program:
         self._control: socket.socket | None = None  # of the running process
         self._used = False  # whether that has run a test
 
-    def run(self, text: str, functional: bool, seconds: float, alone: bool = False) -> Outcome:
-        """Run one test: `text` on standard input, or as the function's arguments.
+    def run(self, inputs: Sequence[str], functional: bool, seconds: float, alone: bool = False) -> Outcome:
+        """Run one test with its input on standard input, or functional tests, in order, up to one that raises.
 
-        It is stopped after `seconds` of wall clock, and runs in a process that has run other tests unless it is to
-        be `alone`.
+        They are stopped after `seconds` of wall clock together, and run in a process that has run other tests unless
+        they are to be `alone`.
 
         Raises:
-            SandboxError: the test could not be run.
+            SandboxError: they could not be run.
         """
         if self._control is not None and self._used and alone:
             self.end()
@@ -218,13 +218,11 @@ class Program:
         stdin, stdout, stderr = self._streams
         for fd in self._streams:
             os.ftruncate(fd, 0)
-        _write_all(stdin, text.encode("utf-8", "surrogatepass"))
+        _write_all(stdin, protocol.SEPARATOR.join(inputs).encode("utf-8", "surrogatepass"))
         start = time.monotonic()
         status = self._ask(protocol.FUNCTION if functional else protocol.STANDARD_INPUT, start + seconds)
         taken = time.monotonic() - start
-        if status != 0:
-            return Outcome(status, taken, errors=_tail(stderr), first=first)
-        return Outcome(status, taken, protocol.read_all(stdout, protocol.OUTPUT_BYTES), first=first)
+        return Outcome(status, taken, protocol.read_all(stdout, protocol.OUTPUT_BYTES), _tail(stderr), first=first)
 
     def end(self) -> None:
         """End the process, with all that it left."""
