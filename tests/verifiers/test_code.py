@@ -450,8 +450,8 @@ def test_the_function_test_that_fails_is_named(program: str, verdict: Verdict) -
 def test_no_function_finds_what_it_left() -> None:
     program = "import os\ndef f():\n    n = len(os.listdir('.'))\n    open('x', 'w')\n    return n"
     assert judge(program, [function_test([], 0)] * 9, "f") is Verdict.PASS
-    result = verify_code(respond(program), [*[function_test([], 0)] * 3, function_test([], 1)], fn_name="f")
-    assert (result.verdict, result.detail.split(":")[0]) == (Verdict.WRONG, "test 4 of 4")
+    result = verify_code(respond(program), [*[function_test([], 0)] * 2, function_test([], 1)], fn_name="f")
+    assert (result.verdict, result.detail.split(":")[0]) == (Verdict.WRONG, "test 3 of 3")
 
 
 def test_a_function_is_not_blamed_for_what_it_left() -> None:
