@@ -33,7 +33,7 @@ MAX_DEPTH = 60
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in"))
 _PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 _CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
-_NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "pm", "mp"}
+_NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "pm", "mp", "over"}
 _PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
 _CONSTANTS = {"pi": "pi", "infty": "infty"}
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"))
@@ -111,7 +111,7 @@ class _Parser:
 
     def ratio(self) -> Node:
         parts = [self.sum()]
-        while self.accept(":"):
+        while self.accept(":", "over"):
             parts.append(self.sum())
         if len(parts) == 2:
             return multiply([parts[0], invert(parts[1])])
