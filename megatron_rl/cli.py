@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Make datasets.", no_args_is_help=True)
+data_app = typer.Typer(help="Make and check datasets.", no_args_is_help=True)
 app.add_typer(verify_app, name="verify")
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
@@ -104,6 +104,27 @@ def data_tiny(
 
     write_tiny_world(folder, seed)
     print(f"wrote the tiny world to {folder}")
+
+
+@data_app.command("check")
+def data_check(
+    file: Annotated[Path, typer.Argument(help="JSONL of problems.")],
+    overrides: Overrides = None,
+) -> None:
+    """Tell whether a file loads, and list the reference answers that only the same text can meet.
+
+    Settings are those of the schema's data section, such as answer_key=solution domain=code.
+    """
+    from megatron_rl.data.check import load_checked
+
+    problems, unreadable = load_checked(file, overrides or [])
+    for problem, reason in unreadable:
+        print(f"{problem.id}: {problem.answer!r:.80}: {reason}")
+    if unreadable:
+        raise InputError(
+            f"{file}: {len(unreadable)} of {len(problems)} references cannot be read; correct or drop them"
+        )
+    print(f"{file}: {len(problems)} problems, every reference can be read")
 
 
 @app.command("eval")

@@ -122,7 +122,9 @@ def test_a_wrong_command_is_status_2_without_a_traceback(arguments: list[str]) -
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["pipeline"], ["verify", "math"], ["data", "tiny"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["pipeline"], ["verify", "math"], ["data", "tiny"], ["data", "check"], ["doctor"]]
+)
 def test_every_command_has_help(command: list[str]) -> None:
     done = megatron_rl(*command, "--help")
     assert done.returncode == 0
@@ -148,3 +150,19 @@ def test_a_model_that_does_not_fit_is_refused(
 ) -> None:
     (tmp_path / "model" / "config.json").write_text(json.dumps(HF_CONFIG | changes))
     refused(message, "train", recipe)
+
+
+def test_data_check_lists_references_that_cannot_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    answers = ["\\frac{1}{2}", "Evelyn", "\\text{October 30}", "(1, 2]"]
+    rows = [{"question": "?", "answer": answer} for answer in answers]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = megatron_rl("data", "check", file, "prompt_key=question")
+    assert done.returncode == 2
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["3"]
+    assert done.stderr.strip() == f"megatron-rl: {file}: 1 of 4 references cannot be read; correct or drop them"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (rows[0], rows[1], rows[3])))
+    done = megatron_rl("data", "check", file, "prompt_key=question")
+    assert (done.returncode, done.stdout) == (0, f"{file}: 3 problems, every reference can be read\n")
+    refused("Key 'answerkey' not in", "data", "check", file, "answerkey=x")
+    refused("no column 'prompt'", "data", "check", file)

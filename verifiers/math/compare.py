@@ -70,6 +70,18 @@ def equivalent(answer: str, reference: str) -> bool:
         return False
 
 
+def why_unreadable(reference: str) -> str | None:
+    """Why a reference can only be met by the same text, or None: it is words, or mathematics that equals itself."""
+    try:
+        text = clean(reference)
+        if _both_words(text, text):
+            return None
+        tree = parse(tokenize(text))
+        return None if same(tree, tree) else "it does not equal itself"
+    except (Unreadable, TooCostly) as error:
+        return str(error)
+
+
 # Rungs on text ---------------------------------------------------------------------------------------------
 
 
