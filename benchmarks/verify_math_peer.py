@@ -32,7 +32,8 @@ def main() -> None:
     graders = {"ours": ours, "math-verify": math_verify}
     name = sys.argv[1]
     grade = graders[name]()
-    grade(r"</think> \boxed{\frac{1}{2}}", "0.5")  # what it imports only now
+    for answer, reference in ((r"\sqrt{12}", r"2\sqrt{3}"), (r"\frac{x^2-1}{x-1}", "x+1")):
+        grade(rf"</think> \boxed{{{answer}}}", reference)  # what it imports only now
     for line in sys.stdin:
         task = json.loads(line)
         start = time.perf_counter()
