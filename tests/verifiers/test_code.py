@@ -196,6 +196,7 @@ def as_contests_run_it() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.rare  # of the tables, not of our code
 @pytest.mark.parametrize("name", IDIOMS)
 def test_idiom_is_right(name: str, tmp_path: Path) -> None:
     """The plain interpreter, reading a file: what this table holds for right is not the sandbox's opinion."""
@@ -371,6 +372,7 @@ open("output", "w").write(json.dumps(f(*arguments), default=number))
 
 
 @pytest.mark.long
+@pytest.mark.rare  # of the tables, not of our code
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_is_right(name: str, tmp_path: Path) -> None:
     """The plain interpreter's opinion, as for the idioms."""
