@@ -108,7 +108,9 @@ def responses(data: Path, rng: random.Random) -> list[Case]:
 
 
 def _letters(answer: str) -> str:
-    return "".join(answer.split()).replace("\\left", "").replace("\\right", "").replace("dfrac", "frac")
+    for mark in ("\\left", "\\right", "^\\circ", "^{\\circ}"):
+        answer = answer.replace(mark, "")
+    return "".join(answer.split()).replace("dfrac", "frac")
 
 
 # Judging ---------------------------------------------------------------------------------------------------
