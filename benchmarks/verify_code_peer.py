@@ -27,6 +27,8 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any, Self
 
+from environments import python_with
+
 ROOT = Path(__file__).resolve().parents[1]
 LIVECODEBENCH_COMMIT = "28fef95"
 _LIVECODEBENCH_NEEDS = ["numpy==2.3.5", "tqdm"]
@@ -100,13 +102,8 @@ class Peer:
 
 
 def livecodebench_python(environment: Path) -> Path:
-    """The interpreter of an environment for LiveCodeBench's checker, which is made if it is not there."""
-    python = environment / "bin" / "python"
-    if not (environment / ".installed").is_file():
-        subprocess.run(["python3.11", "-m", "venv", str(environment)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *_LIVECODEBENCH_NEEDS], check=True)
-        (environment / ".installed").touch()
-    return python
+    """The interpreter of an environment for LiveCodeBench's checker."""
+    return python_with(environment, _LIVECODEBENCH_NEEDS)
 
 
 def commit_of(checkout: Path) -> str:

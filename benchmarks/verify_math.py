@@ -27,6 +27,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from environments import python_with
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -170,16 +171,6 @@ def figures(cases: Sequence[Case], judged: Sequence[tuple[bool, float]]) -> dict
     }
 
 
-def math_verify_python(environment: Path) -> Path:
-    """The interpreter of an environment for Math-Verify, which is made if it is not there."""
-    python = environment / "bin" / "python"
-    if not (environment / ".installed").is_file():
-        subprocess.run(["python3.11", "-m", "venv", str(environment)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *MATH_VERIFY], check=True)
-        (environment / ".installed").touch()
-    return python
-
-
 def show(result: Mapping[str, Any], console: Console) -> None:
     table = Table(title="math answers")
     columns = ("accuracy", "false_positives", "false_negatives", "per_second", "p50_ms", "p99_ms", "max_ms")
@@ -204,7 +195,7 @@ def main() -> None:
     if arguments.data is not None:
         sets |= {"responses": responses(arguments.data, rng), "unique": unique(arguments.data)}
     with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
-        python = math_verify_python(arguments.environment or Path(folder))
+        python = python_with(arguments.environment or Path(folder), MATH_VERIFY)
         graders = [Grader(OURS, Path(sys.executable)), Grader(PEER, python)]
         result = measure(graders, sets, progress)
     show(result, console)
