@@ -63,9 +63,12 @@ class Peer:
     """A running peer; a context manager. `name` as on the command line."""
 
     def __init__(self, name: str, python: Path | None = None, checkout: Path | None = None) -> None:
-        command = [str(python or sys.executable), str(Path(__file__).resolve()), name]
+        checkout = checkout and checkout.resolve()
+        command = [str(python.absolute() if python else sys.executable), str(Path(__file__).resolve()), name]
+        self._folder = tempfile.TemporaryDirectory()  # LiveCodeBench's programs write where it runs
         self._process = subprocess.Popen(
             command + ([str(checkout)] if checkout else []),
+            cwd=self._folder.name,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -99,6 +102,7 @@ class Peer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        self._folder.cleanup()
 
 
 def livecodebench_python(environment: Path) -> Path:
