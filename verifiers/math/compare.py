@@ -31,11 +31,15 @@ from verifiers.math.nodes import (
     Unreadable,
     add,
     children,
+    listed,
     negate,
+    replaced,
     symbols,
 )
 from verifiers.math.parse import parse
 from verifiers.math.scalars import same_scalar
+from verifiers.math.sets import FLIPPED, INFINITY, MINUS_INFINITY, is_real_set, same_real_set
+from verifiers.math.spelling import PHRASES
 from verifiers.math.tokens import clean, tokenize
 
 MAX_UNORDERED = 40
@@ -44,11 +48,10 @@ MAX_PLAIN_DIGITS = 1_000
 _SPACE_NOT_BETWEEN_DIGITS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
+_PRODUCT = re.compile(r"[a-z]{3}")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|mathrm)\s*\{([^{}]*)\}|\\[ ,;:!]|\$")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _LEADING_CHOICE = re.compile(r"\(([A-J])\)|([A-J])(?:[).:]|$)")
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
-_INFINITY = Symbol("infty")
 
 
 def equivalent(answer: str, reference: str) -> bool:
@@ -59,7 +62,7 @@ def equivalent(answer: str, reference: str) -> bool:
     if plain is not None:
         return plain
     try:
-        answer, reference = clean(answer), clean(reference)
+        answer, reference = _phrase(clean(answer)), _phrase(clean(reference))
         words = _both_words(answer, reference)
         if words is not None:
             return words
@@ -73,7 +76,7 @@ def equivalent(answer: str, reference: str) -> bool:
 def why_unreadable(reference: str) -> str | None:
     """Why a reference can only be met by the same text, or None: it is words, or mathematics that equals itself."""
     try:
-        text = clean(reference)
+        text = _phrase(clean(reference))
         if _both_words(text, text):
             return None
         tree = parse(tokenize(text))
@@ -101,8 +104,15 @@ def _unwrapped(text: str) -> str:
     return _TEXT_COMMAND.sub(lambda m: m.group(1) or " ", text).strip(" {}.")
 
 
+def _phrase(text: str) -> str:
+    """The sign that a whole answer in words stands for, or the text itself."""
+    return PHRASES.get(_unwrapped(text).casefold(), text)
+
+
 def _both_words(answer: str, reference: str) -> bool | None:
     """Decides if both are words ("east", "no solution", "Evelyn"): case and hyphens do not matter."""
+    if _PRODUCT.fullmatch(answer) and _PRODUCT.fullmatch(reference):
+        return None
     pair = [_unwrapped(text) for text in (answer, reference)]
     if not all(_WORDS.fullmatch(text) and len(text) > 2 for text in pair):
         return None
@@ -124,7 +134,13 @@ def _same_choice(answer: str, reference: str) -> bool:
 
 def same(answer: Node, reference: Node) -> bool:
     """Whether two trees are equal. Raises Unreadable or TooCostly where that cannot be decided."""
-    answer, reference = _expanded(_as_set(answer)), _expanded(_as_set(reference))
+    if _is_family(answer) or _is_family(reference):
+        return _same_family(_family(answer), _family(reference))
+    answer, reference = _expanded(_without_name(answer)), _expanded(_without_name(reference))
+    if is_real_set(answer) or is_real_set(reference):
+        verdict = same_real_set(answer, reference)
+        if verdict is not None:
+            return verdict
     if isinstance(answer, Relation) or isinstance(reference, Relation):
         return _same_relation(answer, reference)
     if isinstance(answer, Union) or isinstance(reference, Union):
@@ -134,18 +150,42 @@ def same(answer: Node, reference: Node) -> bool:
     return same_scalar(answer, reference)
 
 
-def _as_set(node: Node) -> Node:
-    """`x \\in S` says S, the real numbers are an interval, and `x < 1 or x > 2` is a union of two."""
-    if isinstance(node, Relation) and node.operators == ("in",):
-        return node.sides[1]
-    if node == Symbol("\\RR"):
-        return Group("(", (negate(_INFINITY), _INFINITY), ")")
-    if isinstance(node, Group) and not node.opening and all(isinstance(item, Relation) for item in node.items):
-        parts = [_as_interval(item) for item in node.items if isinstance(item, Relation)]
-        if len({_variable(item) for item in node.items if isinstance(item, Relation)}) == 1:
-            found = tuple(part for part in parts if part is not None)
-            return Union(found) if len(found) == len(parts) else node
-    return node
+def _is_family(node: Node) -> bool:
+    r"""`2k\pi, k \in \mathbb{Z}`: what an expression gives for all integers."""
+    return isinstance(node, Group) and not node.opening and _is_integer_condition(node.items[-1])
+
+
+def _is_integer_condition(node: Node) -> bool:
+    return isinstance(node, Relation) and node.operators == ("in",) and node.sides[1] == Symbol("\\ZZ")
+
+
+def _family(node: Node) -> tuple[Node, str]:
+    """The members and the name of the integer that they are counted by, which one side may leave unsaid."""
+    counters = symbols(node) - numeric.CONSTANTS
+    if isinstance(node, Group) and _is_family(node):
+        counters = symbols(node.items[-1]) - {"\\ZZ"}
+        node = listed(node.items[:-1])
+    elif isinstance(node, Relation):
+        counters -= symbols(node.sides[0])
+    if len(counters) != 1:
+        raise Unreadable("no integer that counts")
+    return node, counters.pop()
+
+
+def _same_family(answer: tuple[Node, str], reference: tuple[Node, str]) -> bool:
+    """Equal for all integers when the answer counts by another name, backwards, or from up to two further on."""
+    members, name = answer
+    counter = Symbol(reference[1])
+    return any(
+        same(replaced(members, name, add([count, Number(Fraction(start))])), reference[0])
+        for count in (counter, negate(counter))
+        for start in (0, 1, -1, 2, -2)
+    )
+
+
+def _without_name(node: Node) -> Node:
+    r"""`x \in S` says S."""
+    return node.sides[1] if isinstance(node, Relation) and node.operators == ("in",) else node
 
 
 def _expanded(node: Node) -> Node:
@@ -227,8 +267,8 @@ def _same_brackets(answer: Group, reference: Group) -> bool:
     if "" in (answer.opening, reference.opening):
         return {answer.opening + answer.closing, reference.opening + reference.closing} <= {"", "()"}
     low, high = reference.items
-    return (answer.opening == reference.opening or low == negate(_INFINITY)) and (
-        answer.closing == reference.closing or high == _INFINITY
+    return (answer.opening == reference.opening or low == MINUS_INFINITY) and (
+        answer.closing == reference.closing or high == INFINITY
     )
 
 
@@ -268,15 +308,10 @@ def _covers(some: Sequence[Node], others: Sequence[Node]) -> bool:
 
 
 def _same_relation(answer: Node, reference: Node) -> bool:
-    intervals = [_as_interval(n) if isinstance(n, Relation) else n for n in (answer, reference)]
     if isinstance(answer, Relation) and isinstance(reference, Relation):
         if answer.operators == reference.operators == ("=",):
             return _same_equation(answer, reference)
-        if intervals[0] is not None and intervals[1] is not None:
-            return _variable(answer) == _variable(reference) and same(intervals[0], intervals[1])
         return _same_inequality(answer, reference)
-    if intervals[0] is not None and intervals[1] is not None:
-        return same(intervals[0], intervals[1])
     if isinstance(answer, Relation):
         value = _stated_value(answer)
         return value is not None and same(value, reference)
@@ -337,7 +372,7 @@ def _same_inequality(answer: Relation, reference: Relation) -> bool:
     if len(answer.operators) != 1 or len(reference.operators) != 1:
         return False
     answer, reference = _upward(answer), _upward(reference)
-    if answer.operators != reference.operators or answer.operators[0] not in _FLIPPED:
+    if answer.operators != reference.operators or answer.operators[0] not in FLIPPED:
         return False
     positive = answer.operators[0] != "!="
     return numeric.proportional(_difference(answer), _difference(reference), positive)
@@ -346,52 +381,5 @@ def _same_inequality(answer: Relation, reference: Relation) -> bool:
 def _upward(relation: Relation) -> Relation:
     """a > b as b < a."""
     if relation.operators[0] in (">", ">="):
-        return Relation(relation.sides[::-1], (_FLIPPED[relation.operators[0]],))
+        return Relation(relation.sides[::-1], (FLIPPED[relation.operators[0]],))
     return relation
-
-
-def _variable(relation: Relation) -> Node | None:
-    return next((side for side in relation.sides if _is_variable(side)), None)
-
-
-def _is_variable(node: Node) -> bool:
-    return isinstance(node, Symbol) and node.name not in ("pi", "e", "i", "infty")
-
-
-def _as_interval(relation: Relation) -> Node | None:
-    """The set that x < 5, 1 <= x < 2 or x != 3 describes; None for a relation of another form."""
-    if any(operator not in _FLIPPED for operator in relation.operators):
-        return None
-    if len(relation.operators) == 1:
-        left, right = relation.sides
-        return _half_line(left, right, relation.operators[0])
-    if len(relation.operators) != 2 or not _is_variable(relation.sides[1]):
-        return None
-    if relation.operators[0] in (">", ">="):
-        flipped = tuple(_FLIPPED[operator] for operator in relation.operators[::-1])
-        relation = Relation(relation.sides[::-1], flipped)
-    low, _, high = relation.sides
-    opening = {"<": "(", "<=": "["}.get(relation.operators[0])
-    closing = {"<": ")", "<=": "]"}.get(relation.operators[1])
-    return Group(opening, (low, high), closing) if opening and closing else None
-
-
-def _half_line(left: Node, right: Node, operator: str) -> Node | None:
-    if not _is_variable(left):
-        left, right, operator = right, left, _FLIPPED[operator]
-    if not _is_variable(left) or symbols(right) - {"pi", "e", "infty"}:
-        return None
-    minus_infinity = negate(_INFINITY)
-    match operator:
-        case "<":
-            return Group("(", (minus_infinity, right), ")")
-        case "<=":
-            return Group("(", (minus_infinity, right), "]")
-        case ">":
-            return Group("(", (right, _INFINITY), ")")
-        case ">=":
-            return Group("[", (right, _INFINITY), ")")
-        case "!=":
-            return Union((Group("(", (minus_infinity, right), ")"), Group("(", (right, _INFINITY), ")")))
-        case _:
-            return None

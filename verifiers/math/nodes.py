@@ -1,5 +1,6 @@
 """What an answer is once it is read: a small tree, independent of any algebra system."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -112,6 +113,36 @@ def negate(node: Node) -> Node:
 def invert(node: Node) -> Node:
     """1/node."""
     return Apply("^", (node, MINUS_ONE))
+
+
+def listed(items: Sequence[Node]) -> Node:
+    """A list without brackets of several items, or the only one."""
+    return items[0] if len(items) == 1 else Group("", tuple(items), "")
+
+
+def replaced(node: Node, name: str, value: Node) -> Node:
+    """The tree with a value for each symbol of that name."""
+
+    def within(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+        return tuple(replaced(child, name, value) for child in nodes)
+
+    match node:
+        case Symbol():
+            return value if node.name == name else node
+        case Apply():
+            return Apply(node.operator, within(node.arguments))
+        case Quantity():
+            return Quantity(replaced(node.value, name, value), node.unit)
+        case Group():
+            return Group(node.opening, within(node.items), node.closing)
+        case Union():
+            return Union(within(node.parts))
+        case Matrix():
+            return Matrix(tuple(within(row) for row in node.rows))
+        case Relation():
+            return Relation(within(node.sides), node.operators)
+        case _:
+            return node
 
 
 def children(node: Node) -> tuple[Node, ...]:

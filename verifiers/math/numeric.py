@@ -22,7 +22,7 @@ MAX_GAMMA_BITS = 1_000  # of precision, beyond which a factorial that is not rat
 MAX_SYMBOLS = 12
 NEEDED_POINTS = 2
 
-_CONSTANTS = frozenset(("pi", "e", "i"))
+CONSTANTS = frozenset(("pi", "e", "i"))
 # Of these exponents each makes one point: two positive, two of mixed sign, two of integers (where (-1)^n is real).
 _POINT_EXPONENTS = (5, 7, 11, 13, 17, 19)
 
@@ -35,7 +35,7 @@ def identical(first: Node, second: Node) -> bool:
     Compared at points where both are real if there are such points, else at all points where both are finite.
     Raises TooCostly if that needs more digits than `MAX_DIGITS`, Unreadable if an operation has no values.
     """
-    names = sorted((symbols(first) | symbols(second)) - _CONSTANTS)
+    names = sorted((symbols(first) | symbols(second)) - CONSTANTS)
     real_points, other_points = 0, []
     for point in _sample(names):
         outcome = _equal_at(first, second, point)
@@ -57,7 +57,7 @@ def proportional(first: Node, second: Node, positive: bool) -> bool:
 
     Raises TooCostly and Unreadable as `identical` does.
     """
-    names = sorted((symbols(first) | symbols(second)) - _CONSTANTS)
+    names = sorted((symbols(first) | symbols(second)) - CONSTANTS)
     if not names:
         return False
     ratios = []
@@ -76,7 +76,7 @@ def proportional(first: Node, second: Node, positive: bool) -> bool:
 
 def real_value(node: Node) -> tuple[Value, Value] | None:
     """(value, error bound) of a constant real expression to about `BASE_DIGITS` digits; None if it is not one."""
-    if symbols(node) - _CONSTANTS:
+    if symbols(node) - CONSTANTS:
         return None
     context = _precise_context()
     context.dps = BASE_DIGITS

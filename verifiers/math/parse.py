@@ -20,6 +20,7 @@ from verifiers.math.nodes import (
     Unreadable,
     add,
     invert,
+    listed,
     multiply,
     negate,
 )
@@ -33,7 +34,7 @@ MAX_DEPTH = 60
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in"))
 _PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 _CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
-_NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "pm", "mp", "over"}
+_NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "setminus", "pm", "mp", "over", "choose"}
 _PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
 _CONSTANTS = {"pi": "pi", "infty": "infty"}
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"))
@@ -52,7 +53,7 @@ def parse(tokens: tuple[Token, ...]) -> Node:
     items = parser.listing()
     if parser.peek is not _END:
         raise Unreadable(f"unexpected {parser.peek.text!r}")
-    return items[0] if len(items) == 1 else Group("", tuple(items), "")
+    return listed(items)
 
 
 class _Parser:
@@ -104,13 +105,19 @@ class _Parser:
         return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
 
     def union(self) -> Node:
-        parts = [self.ratio()]
+        parts = [self.set_difference()]
         while self.accept("cup"):
-            parts.append(self.ratio())
+            parts.append(self.set_difference())
         return Union(tuple(parts)) if len(parts) > 1 else parts[0]
+
+    def set_difference(self) -> Node:
+        node = self.ratio()
+        return Apply("setminus", (node, self.ratio())) if self.accept("setminus") else node
 
     def ratio(self) -> Node:
         parts = [self.sum()]
+        if self.accept("choose"):
+            return Apply("binom", (parts[0], self.sum()))
         while self.accept(":", "over"):
             parts.append(self.sum())
         if len(parts) == 2:
@@ -146,12 +153,12 @@ class _Parser:
             elif not self.starts_factor():
                 break
             elif self.peek.kind is Kind.NUMBER:
-                factors[-1] = self.spacedmixed_number(factors[-1])
+                factors[-1] = self.spaced_mixed_number(factors[-1])
             else:
                 factors.append(self.factor())
         return _product_of_quantities(factors)
 
-    def spacedmixed_number(self, whole: Node) -> Node:
+    def spaced_mixed_number(self, whole: Node) -> Node:
         """`1 4/5`: two numbers in a row mean nothing else."""
         numerator = read_number(self.next().text)
         self.expect("/")
@@ -175,14 +182,8 @@ class _Parser:
         self.enter()
         integer = self.peek.kind is Kind.NUMBER and self.peek.text.isdigit()
         node = self.atom()
-        if integer and self.peek.text == "frac" and isinstance(node, Number):
-            before = self.at
-            self.next()
-            mixed = mixed_number(node, self.argument(), self.argument())
-            if mixed is None:
-                self.at = before
-            else:
-                node = mixed
+        if integer and isinstance(node, Number):
+            node = self.mixed_fraction(node) or node
         while True:
             if self.accept("^"):
                 node = self.degrees(node) or Apply("^", (node, self.exponent()))
@@ -192,12 +193,23 @@ class _Parser:
                 node = Apply("!", (node,))
             elif self.accept("%"):
                 node = multiply([node, Number(Fraction(1, 100))])
-            elif self.peek.kind is Kind.WORD:
+            elif self.peek.kind is Kind.WORD or self.at_unit_fraction():
                 node = self.unit(node)
             else:
                 break
         self.depth -= 1
         return node
+
+    def mixed_fraction(self, whole: Number) -> Number | None:
+        """The fraction after an integer, as in `1\\frac45` and `1{\\frac45}`, if both make a mixed number."""
+        before = self.at
+        braces = [t.text for t in self.tokens[self.at : self.at + 2]] == ["{", "frac"] and self.accept("{")
+        if self.accept("frac"):
+            mixed = mixed_number(whole, self.argument(), self.argument())
+            if mixed is not None and (not braces or self.accept("}")):
+                return mixed
+        self.at = before
+        return None
 
     def enter(self) -> None:
         self.depth += 1
@@ -222,21 +234,44 @@ class _Parser:
         return node
 
     def unit(self, value: Node) -> Node:
-        words = [self.next().text]
-        while self.peek.kind is Kind.WORD or self.at_unit_quotient():
-            words.append(self.next().text)
-        power = 1
-        if self.accept("^"):
-            exponent = self.exponent()
-            if not isinstance(exponent, Number) or exponent.value.denominator != 1:
-                raise Unreadable("power of a unit")
-            power = exponent.value.numerator
+        if self.accept("frac"):
+            words, power = self.unit_fraction()
+        else:
+            words, power = self.unit_words()
         name = " ".join(words)
         if name == "percent":
             return multiply([value, Number(Fraction(1, 100))])
         if name in ("degrees", "degree"):
             return Apply("deg", (value,))
         return Quantity(value, canonical_unit(name, power))
+
+    def unit_words(self) -> tuple[list[str], int]:
+        """`m / s ^ 2` as its words and the power of the last."""
+        words = []
+        while self.peek.kind is Kind.WORD or self.at_unit_quotient():
+            words.append(self.next().text)
+        if not self.accept("^"):
+            return words, 1
+        exponent = self.exponent()
+        if not isinstance(exponent, Number) or exponent.value.denominator != 1:
+            raise Unreadable("power of a unit")
+        return words, exponent.value.numerator
+
+    def unit_fraction(self) -> tuple[list[str], int]:
+        r"""`\frac{\text{m}}{\text{s}^2}` after a value is `m / s ^ 2`."""
+        self.expect("{")
+        above, power_above = self.unit_words()
+        self.expect("}")
+        self.expect("{")
+        below, power = self.unit_words()
+        self.expect("}")
+        if not below or power_above != 1:
+            raise Unreadable("fraction of units")
+        return [*above, "/", *below], power
+
+    def at_unit_fraction(self) -> bool:
+        tokens = self.tokens[self.at : self.at + 3]
+        return [t.text for t in tokens[:2]] == ["frac", "{"] and len(tokens) == 3 and tokens[2].kind is Kind.WORD
 
     def at_unit_quotient(self) -> bool:
         after = self.tokens[self.at + 1 : self.at + 2]
@@ -379,7 +414,12 @@ class _Parser:
         closing = self.accept(*_PAIRS[opening])
         items: list[Node] = []
         if closing is None:
+            conditions = self.accept_set_builder() if opening == "\\{" else False
             items = self.listing()
+            if conditions:
+                self.expect("\\}")
+                self.bars, self.depth = bars, self.depth - 1
+                return listed(items)
             closing = self.accept(*_PAIRS[opening])
             if closing is None:
                 raise Unreadable(f"unclosed {opening!r}")
@@ -392,6 +432,16 @@ class _Parser:
         if opening == "{":
             opening, closing = "\\{", "\\}"
         return Group(opening, tuple(items), closing)
+
+    def accept_set_builder(self) -> bool:
+        r"""Skip the `x \in \mathbb{R} \mid` of `\{x \in \mathbb{R} \mid x > 2\}`: the condition is the set."""
+        if self.peek.kind is Kind.LETTER:
+            for length in (1, 3):
+                texts = [token.text for token in self.tokens[self.at + 1 : self.at + 1 + length]]
+                if texts in (["|"], [":"], ["in", "RR", "|"], ["in", "RR", ":"]):
+                    self.at += 1 + length
+                    return True
+        return False
 
     def between_bars(self) -> Node:
         self.enter()

@@ -30,7 +30,7 @@ FUNCTIONS = _words(
 
 # Commands without a meaning here: an answer that holds one is compared as text.
 UNREADABLE = _words(
-    "sum prod int lim iint oint ldots cdots dots vdots bmod pmod mod equiv to setminus cap subset subseteq notin "
+    "sum prod int lim iint oint dots vdots bmod pmod mod equiv to cap subset subseteq notin "
     "implies iff Rightarrow Leftrightarrow rightarrow longrightarrow cong sim parallel perp forall exists"
 )
 
@@ -38,7 +38,7 @@ UNREADABLE = _words(
 SILENT = _words(
     "quad qquad displaystyle textstyle scriptstyle limits nolimits thinspace boxed fbox mathbf mathit mathsf "
     "boldsymbol bm mathcal mathscr mathopen mathclose bigl bigr Bigl Bigr biggl biggr Biggl Biggr big Big "
-    "bigg Bigg middle bold hfill nonumber bf it rm"
+    "bigg Bigg middle bold hfill nonumber bf it rm vec overrightarrow"
 )
 
 # Canonical name or mark: other LaTeX commands for it.
@@ -75,6 +75,8 @@ ALIASES = _spelled(
         "tan": "tg",
         "cot": "ctg",
         "infty": "infin",
+        "dots": "ldots cdots dotsc dotsb dotsm",
+        "setminus": "smallsetminus backslash",
         "epsilon": "varepsilon",
         "phi": "varphi",
     }
@@ -84,6 +86,15 @@ MARKS = {"==": "=", "=<": "<=", "**": "^", "\\%": "%", "\\$": "$", "\\|": "|", "
 
 # Words that plain text uses for commands and separators.
 PLAIN_WORDS = _spelled({"pi": "pi", "infty": "infinity inf oo", "theta": "theta", ",": "and or"})
+
+# Whole answers in words: the sign for them.
+PHRASES = {
+    **dict.fromkeys(("all real numbers", "all reals", "the set of all real numbers"), r"\mathbb{R}"),
+    **dict.fromkeys(("no solution", "no solutions", "no real solution", "no real solutions"), r"\emptyset"),
+    **dict.fromkeys(("empty set", "the empty set"), r"\emptyset"),
+    **dict.fromkeys(("infinity", "positive infinity"), r"\infty"),
+    "negative infinity": r"-\infty",
+}
 
 CHARACTERS = str.maketrans(
     {

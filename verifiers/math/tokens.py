@@ -54,9 +54,10 @@ _TOKEN = re.compile(
 )
 _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|pi)([a-z]?)")
 _LETTERS = re.compile(r"[A-Za-z]+")
+_SPEED = re.compile(r"(mm|cm|m|km|ft|mi)\s*/\s*(s|sec|min|h|hr)(?![A-Za-z])")
 _COMMA_GROUPS = re.compile(r"(?:,\d{3})++(?![\d]|,\d)(?:\.\d+)?")
 _OPENING, _CLOSING = frozenset(("(", "[", "\\{")), frozenset((")", "]", "\\}"))
-_TEXT_SEPARATORS = frozenset(("and", "or", ",", ";", ", and", ", or"))
+_TEXT_SEPARATORS = frozenset(("and", "or", ",", ";", ", and", ", or", "where", ", where", "for", "with"))
 
 
 @lru_cache(maxsize=CACHED)
@@ -93,7 +94,10 @@ class _Tokenizer:
     def run(self) -> list[Token]:
         at = 0
         while at < len(self.text):
-            if letters := _LETTERS.match(self.text, at):
+            if self._after_value() and (speed := _SPEED.match(self.text, at)):
+                self.tokens += [Token(Kind.WORD, speed[1]), Token(Kind.MARK, "/"), Token(Kind.WORD, speed[2])]
+                at = speed.end()
+            elif letters := _LETTERS.match(self.text, at):
                 self._letters(letters.group())
                 at = letters.end()
             else:
