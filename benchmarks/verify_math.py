@@ -10,6 +10,9 @@ Both judge the same answers, in turns of a few, one core each:
     responses  a solution of MATH-500 after some thousand characters of thinking, against its own answer and against
                another problem's (`--data`: math500_test.jsonl)
 
+Then the pool of a training run, two workers: 1,024 of the responses (without `--data`, of the pairs), one in twenty
+with a hostile answer; and verifications that never end, each of which has to cost its own deadline and no more.
+
 The last line on standard output is JSON. False positives are wrong answers accepted, false negatives right ones
 rejected. Math-Verify gets an environment of its own.
 """
@@ -22,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -32,11 +36,22 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from verifiers.pool import VerifierPool
+from verifiers.tasks import MathTask
+from verifiers.verdict import Result, Verdict
+
 ROOT = Path(__file__).resolve().parents[1]
+_TESTS = str(ROOT / "tests" / "verifiers")
+sys.path.append(_TESTS)
+os.environ["PYTHONPATH"] = _TESTS  # the workers of the pool read tasks from there
 MATH_VERIFY = ["math-verify==0.9.0", "antlr4-python3-runtime==4.13.2"]
 OURS, PEER = "ours", "math-verify"
 MIN_SPEED = {"responses": 10.0, "unique": 5.0}
 MAX_P99_MS = 50.0
+MAX_POOL_SECONDS = 2.0
+MAX_OVERRUN_SECONDS = 0.1
+_POOL_WORKERS, _POOL_RESPONSES, _POOL_HOSTILE = 2, 1024, 51
+_HANGS, _HANG_SECONDS = 20, 0.5
 _BLOCK = 50  # answers that a grader judges before it is the other's turn
 _THINKING = 6000  # characters
 
@@ -171,6 +186,40 @@ def figures(cases: Sequence[Case], judged: Sequence[tuple[bool, float]]) -> dict
     }
 
 
+# The pool --------------------------------------------------------------------------------------------------
+
+
+def pool_figures(cases: Sequence[Case], rng: random.Random) -> dict[str, float]:
+    """Seconds for one batch, for its slowest answer, and the longest that a hanging verification ran over."""
+    from math_hostile import HOSTILE
+    from pool_tasks import Sleep
+
+    hostile = [rng.choice(list(HOSTILE.values())) for _ in range(_POOL_HOSTILE)]
+    tasks = [MathTask(case.response, case.answer) for case in rng.choices(cases, k=_POOL_RESPONSES - _POOL_HOSTILE)]
+    tasks += [MathTask(boxed(answer), r"\frac{1}{2}") for answer in hostile]
+    rng.shuffle(tasks)
+    with VerifierPool(_POOL_WORKERS) as pool:
+        _finish(pool, [MathTask(boxed("5"), "5")] * 100)  # both workers are up
+        start = time.perf_counter()
+        results = _finish(pool, tasks)
+        seconds = time.perf_counter() - start
+        hangs = _finish(pool, [Sleep(deadline_seconds=_HANG_SECONDS, seconds=600.0)] * _HANGS)
+    if any(result.verdict is not Verdict.TIMEOUT for result in hangs):
+        raise SystemExit("a verification that never ends did not time out")
+    return {
+        "responses": len(tasks),
+        "seconds": round(seconds, 2),
+        "slowest_ms": round(max(result.seconds for result in results) * 1000, 1),
+        "timeouts": sum(result.verdict is Verdict.TIMEOUT for result in results),
+        "failures": sum(result.verdict is Verdict.INFRA_ERROR for result in results),
+        "longest_overrun_ms": round(max(result.seconds - _HANG_SECONDS for result in hangs) * 1000, 1),
+    }
+
+
+def _finish(pool: VerifierPool, tasks: Sequence[Any]) -> list[Result]:
+    return [future.result(60.0) for future in [pool.submit(task) for task in tasks]]
+
+
 def show(result: Mapping[str, Any], console: Console) -> None:
     table = Table(title="math answers")
     columns = ("accuracy", "false_positives", "false_negatives", "per_second", "p50_ms", "p99_ms", "max_ms")
@@ -199,15 +248,26 @@ def main() -> None:
         graders = [Grader(OURS, Path(sys.executable)), Grader(PEER, python)]
         result = measure(graders, sets, progress)
     show(result, console)
+    batch = pool_figures(sets.get("responses", sets["pairs"]), rng)
+    console.print(f"pool of {_POOL_WORKERS}: {batch}")
     speed = {label: round(rows[OURS]["per_second"] / rows[PEER]["per_second"], 2) for label, rows in result.items()}
     targets = {
         f"{label}: times as fast as Math-Verify, at least {least:g}": speed[label] >= least
         for label, least in MIN_SPEED.items()
         if label in speed
     } | {f"{label}: p99 below {MAX_P99_MS:g} ms": rows[OURS]["p99_ms"] < MAX_P99_MS for label, rows in result.items()}
+    targets |= {
+        f"pool: {_POOL_RESPONSES} responses within {MAX_POOL_SECONDS:g} s": batch["seconds"] <= MAX_POOL_SECONDS,
+        f"pool: at most {MAX_OVERRUN_SECONDS:g} s past a deadline": batch["longest_overrun_ms"]
+        <= MAX_OVERRUN_SECONDS * 1000,
+    }
     for name, met in targets.items():
         console.print(f"{'yes' if met else 'NO ':3} {name}")
-    print(json.dumps({"benchmark": "verify_math", "sets": result, "times_as_fast": speed, "targets": targets}))
+    print(
+        json.dumps(
+            {"benchmark": "verify_math", "sets": result, "times_as_fast": speed, "pool": batch, "targets": targets}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
+import itertools
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ import pytest
 import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from math_hostile import HOSTILE
 
 from verifiers.math import extract_answer, verify_math
 from verifiers.math.compare import equivalent
@@ -231,115 +234,6 @@ def test_canonical_tokens_join_spellings() -> None:
 
 # Hostile answers -------------------------------------------------------------------------------------------
 
-HOSTILE = {
-    "tower of powers": "9^{9^{9^{9^{9^{9}}}}}",
-    "plain tower": "9^9^9^9^9^9^9",
-    "wide power": "(10^{500})^{500}",
-    "factorial": "999999999!",
-    "nested factorial": "((20!)!)!",
-    "factorial row": "9" + "!" * 300,
-    "binomial": r"\binom{10^{9}}{5 \cdot 10^{8}}",
-    "huge exponent": "1e999999999",
-    "huge literal exponent": "2^{" + "9" * 1000 + "}",
-    "fractional power": "(2^{100000})^{1/3}",
-    "sum": r"\sum_{k=1}^{1000000000} k",
-    "product": r"\prod_{k=1}^{1000000000} k",
-    "integral": r"\int_0^\infty e^{-x^2} dx",
-    "deep fractions": r"\frac{1}{1+" * 300 + "1" + "}" * 300,
-    "deep roots": r"\sqrt{" * 500 + "2" + "}" * 500,
-    "deep parentheses": "(" * 1500 + "1" + ")" * 1500,
-    "deep braces": "{" * 1500 + "1" + "}" * 1500,
-    "open braces": "{" * 3000,
-    "open parentheses": "(" * 3000,
-    "deep signs": "-" * 3000 + "1",
-    "deep sines": r"\sin" * 900 + "x",
-    "long sum": "+".join(["x"] * 20000),
-    "sum at the cap": "+".join(["x"] * 700),
-    "product at the cap": "".join(f"(x+{i})" for i in range(300)),
-    "many symbols": "+".join("abcdfghjklmnopqrstuvwxyz"),
-    "long list": ",".join(["x"] * 700),
-    "long set": r"\{" + ",".join(f"\\sqrt{{{i}}}" for i in range(300)) + r"\}",
-    "many thousands": ",".join(["123"] * 900) + ",1",
-    "bars": "|" * 2000,
-    "plus-minus": r"\pm 1" * 300,
-    "backslashes": "\\" * 3999,
-    "spaces": "1" + " " * 3000 + "2",
-    "text": r"\text{" * 800,
-    "zero division": r"\frac{1}{0}",
-    "zero power": "0^{-1}",
-    "log of zero": r"\ln 0",
-    "code": "__import__('os').system('touch /tmp/owned')",
-    "null": "4\0002",
-    "surrogate": "\ud800",
-    "many digits": "7" * 3900,
-    "digits over digits": "7" * 1900 + "/" + "3" * 1900,
-    "growing powers": "^".join(["1.0000001"] * 200),
-    "gammas": "(x!)" * 300,
-    "units": " cm" * 1000,
-    "mixed": "1 " * 1500,
-    "letters": "sincos" * 600,
-    "primes": "x" + "'" * 3000,
-    "subscripts": "x_{" * 1000,
-    "arrows": r"3 \uparrow\uparrow\uparrow 3",
-    "tetration in braces": "{{{9}^{9}}^{9}}^{9}",
-    "root of a tower": r"\sqrt{9^{9^{9}}}",
-    "degree without end": r"\sqrt[" + "9" * 500 + "]{2}",
-    "logarithm of a tower": r"\log_{2} 2^{2^{2^{2^{2^{2}}}}}",
-    "double factorials": "10" + "!!" * 100,
-    "factorial of a fraction": r"\left(\frac{1}{3}\right)!" * 50,
-    "binomials in binomials": r"\binom{\binom{99}{50}}{\binom{99}{49}}",
-    "greatest divisor": r"\gcd(" + "9" * 1500 + "," + "7" * 1500 + ")",
-    "limit": r"\lim_{x \to 0} \frac{\sin x}{x}",
-    "infinite series": r"1 + \frac{1}{2} + \frac{1}{4} + \cdots",
-    "continued fraction": r"\cfrac{1}{1+\cfrac{1}{1+\cdots}}",
-    "derivative": r"\frac{d^{100}}{dx^{100}} e^{x^2}",
-    "determinant": r"\det\begin{pmatrix}" + r"\\".join("&".join("x" * 30) for _ in range(30)) + r"\end{pmatrix}",
-    "large matrix": r"\begin{pmatrix}" + r"\\".join("&".join("1" * 100) for _ in range(100)) + r"\end{pmatrix}",
-    "ragged matrix": r"\begin{pmatrix}1&2\\3\end{pmatrix}",
-    "environment that never ends": r"\begin{pmatrix}" * 400,
-    "input": r"\input{/etc/passwd}",
-    "write": r"\immediate\write18{touch owned}",
-    "macro": r"\def\a{\a\a}\a",
-    "new command": r"\newcommand{\x}{\x\x}\x",
-    "lambda": "(lambda f: f(f))(lambda f: f(f))",
-    "attributes": "().__class__.__bases__[0].__subclasses__()",
-    "eval": "eval('1+'*10000+'1')",
-    "format string": "{0.__class__}%s%n%d",
-    "print statement": "1; import os; os._exit(0)",
-    "escape sequences": "\x1b[2J\x07\x08\x7f",
-    "look-alike digits": "\u0661\u0662\u0663",
-    "letters of another script": "\u0445\u00b2",
-    "zero width": "\u200b".join("1/2") + "\u2060" * 2000 + "9",
-    "right to left": "\u202e2/1",
-    "combining marks": "1" + "\u0301" * 3000,
-    "superscripts": "9" + "\u2079" * 3000,
-    "emoji": "\U0001f4af" * 1000,
-    "byte order marks": "\ufeff" * 3000 + "1",
-    "nested boxes": r"\boxed{" * 500 + "1" + "}" * 500,
-    "nested bars": r"\left|" * 800 + "x" + r"\right|" * 800,
-    "dollars": "$" * 3001,
-    "ampersands": "&" * 3000,
-    "carets": "2" + "^" * 3000 + "2",
-    "underscores": "x" + "_" * 3000 + "1",
-    "commas": "1" + "," * 3000 + "2",
-    "equals signs": "x" + "=x" * 1400,
-    "chain of inequalities": "<".join(["x"] * 700),
-    "union": r"\cup".join(["(0,1)"] * 250),
-    "plus-minus in a set": r"\{" + ",".join([r"\pm 1"] * 60) + r"\}",
-    "percent of percent": "1" + "%" * 2000,
-    "degrees of degrees": "1" + r"^\circ" * 700,
-    "repeating decimal": r"0.\overline{" + "142857" * 500 + "}",
-    "base": "1" * 3000 + "_{2}",
-    "exponent of an exponent": "1e" + "9" * 300,
-    "negative tower": "2^{-9^{9^{9}}}",
-    "imaginary tower": "i^{i^{i^{i^{10^{100}}}}}",
-    "cosine of a tower": r"\cos(10^{10^{10}})",
-    "almost zero": "10^{-10^{9}}",
-    "a megabyte": "x+" * 500_000 + "1",
-    "a megabyte of braces": "{}" * 500_000,
-    "a megabyte of digits": "1" * 1_000_000,
-}
-
 
 @pytest.mark.parametrize("reference", [r"\frac{1}{2}", r"x^2+\sqrt{2}", r"\{1,\sqrt{2}\}"])
 @pytest.mark.parametrize("name", HOSTILE)
@@ -433,3 +327,36 @@ def test_every_gsm8k_answer_passes_against_itself(name: str) -> None:
 def test_every_math500_solution_passes() -> None:
     failed = [r for r in rows("math500_test.jsonl") if verify_math(f"</think>{r['solution']}", r["answer"]).reward == 0]
     assert failed == []
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["aime24.jsonl", "aime25.jsonl"])
+def test_every_aime_solution_passes(name: str) -> None:
+    solved = [row for row in rows(name) if "\\boxed" in row["reference_solution"]]
+    assert len(solved) > 25
+    for row in solved:
+        assert verify_math(f"</think>{row['reference_solution']}", row["expected_answer"]).reward == 1.0, row
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.jsonl"])
+def test_every_gsm8k_solution_passes(name: str) -> None:
+    golds = [(row["answer"], row["answer"].rpartition("####")[2].strip()) for row in rows(name)]
+    assert [g for solution, g in golds if verify_math(solution, g, "anywhere").verdict is not Verdict.PASS] == []
+
+
+def bare(answer: str) -> list[str]:
+    """An answer without what may be left out: layout, its name, unit, base and brackets; lists in one order."""
+    text = re.sub(r"\\!|\\left|\\right|\\\$|\^\\circ|\\mbox\{.*|_\{?\d+\}?$|^x=|\s|[(){}]", "", answer)
+    return sorted(re.sub(r"(?<=\d),(?=\d{3})", "", text).split(","))
+
+
+@needs_data
+def test_exchanged_answers_never_pass() -> None:
+    answers = [row["answer"] for row in rows("math500_test.jsonl")]
+    answers += [str(row["expected_answer"]) for name in ("aime24.jsonl", "aime25.jsonl") for row in rows(name)]
+    different = list(dict.fromkeys(answers))
+    assert len(different) > 300
+    passed = [pair for pair in itertools.combinations(different, 2) if equivalent(*pair)]
+    assert [pair for pair in passed if bare(pair[0]) != bare(pair[1])] == []
+    assert 10 < len(passed) < 20
