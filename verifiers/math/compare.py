@@ -51,6 +51,10 @@ _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _PRODUCT = re.compile(r"[a-z]{3}")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|mathrm)\s*\{([^{}]*)\}|\\[ ,;:!]|\$")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
+_ANSWER_IS = re.compile(r"^\\text\{\s*(?:the )?(?:final )?answer(?: is|:| is:)?\s*\}\s*(?=\S)", re.IGNORECASE)
+_LABEL = re.compile(
+    r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{\s*)?\(([A-J])\)(?:\s*\}|\\?[ ,;:!~]|\\q?quad)+\s*(?=\S)"
+)
 _LEADING_CHOICE = re.compile(r"\(([A-J])\)|([A-J])(?:[).:]|$)")
 
 
@@ -63,6 +67,7 @@ def equivalent(answer: str, reference: str) -> bool:
         return plain
     try:
         answer, reference = _phrase(clean(answer)), _phrase(clean(reference))
+        answer, reference = _without_label(answer, reference), _without_label(reference, answer)
         words = _both_words(answer, reference)
         if words is not None:
             return words
@@ -105,8 +110,17 @@ def _unwrapped(text: str) -> str:
 
 
 def _phrase(text: str) -> str:
-    """The sign that a whole answer in words stands for, or the text itself."""
+    """The sign that a whole answer in words stands for, or the text without "the answer is"."""
+    text = _ANSWER_IS.sub("", text)
     return PHRASES.get(_unwrapped(text).casefold(), text)
+
+
+def _without_label(text: str, other: str) -> str:
+    r"""`\text{(B)}\ 12` as `12`, where the other text has no such label of a choice."""
+    label = _LABEL.match(text)
+    return (
+        text[label.end() :] if label and not _LABEL.match(other) and not _CHOICE.fullmatch(_unwrapped(other)) else text
+    )
 
 
 def _both_words(answer: str, reference: str) -> bool | None:

@@ -164,6 +164,11 @@ def children(node: Node) -> tuple[Node, ...]:
             return ()
 
 
+def size(node: Node) -> int:
+    """How many parts a tree has."""
+    return 1 + sum(size(child) for child in children(node))
+
+
 def symbols(node: Node) -> set[str]:
     """Names of all symbols in a tree."""
     if isinstance(node, Symbol):

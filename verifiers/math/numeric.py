@@ -17,6 +17,7 @@ from verifiers.math.nodes import Apply, Node, Number, Quantity, Symbol, TooCostl
 BASE_DIGITS = 60
 MAX_DIGITS = 1_500
 MAX_MAGNITUDE = 300  # decimal digits before the point of any intermediate value
+MAX_EXPONENT = 100_000  # of any base, however near to 1: each digit of it costs one of the result
 FLOAT_TOLERANCE = 1e-7  # relative to the largest intermediate value: far above rounding, so it only rejects
 MAX_GAMMA_BITS = 1_000  # of precision, beyond which a factorial that is not rational takes seconds
 MAX_SYMBOLS = 12
@@ -256,7 +257,7 @@ class _Evaluation:
             exact = None
         if base == 0:
             return base if exponent.real > 0 else 1 / base
-        if abs(exponent) * (abs(self.context.mag(base)) + 1) > MAX_MAGNITUDE * 4:
+        if abs(exponent) > MAX_EXPONENT or abs(exponent * self.context.log(abs(base))) > MAX_MAGNITUDE * 4:
             raise TooCostly("power too large")
         if exact is not None and exact.denominator == 1:
             return base**exact.numerator

@@ -23,18 +23,22 @@ from verifiers.math.nodes import (
     listed,
     multiply,
     negate,
+    replaced,
+    size,
 )
-from verifiers.math.spelling import FUNCTIONS, UNREADABLE
+from verifiers.math.spelling import BASES, FUNCTIONS, UNREADABLE
 from verifiers.math.tokens import CACHED, Kind, Token
 from verifiers.math.units import canonical_unit
 
 MAX_TOKENS = 1_500
 MAX_DEPTH = 60
+MAX_SERIES = 500  # parts of all terms together
 
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in"))
 _PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 _CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
 _NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "setminus", "pm", "mp", "over", "choose"}
+_ENDS_OF_FACTORS = frozenset(("!", ")", "]", "}"))  # a number may follow: 2!3!
 _PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
 _CONSTANTS = {"pi": "pi", "infty": "infty"}
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"))
@@ -93,7 +97,11 @@ class _Parser:
                 pass
             if self.peek is _END or self.peek.text in _CLOSERS:
                 break
-            items.append(self.relation())
+            item = self.relation()
+            match items[0]:
+                case Relation(operators=("!=",), sides=(name, _)) if not isinstance(item, Relation):
+                    item = Relation((name, item), ("!=",))  # "x != 0, 1"
+            items.append(item)
         return items
 
     def relation(self) -> Node:
@@ -152,7 +160,7 @@ class _Parser:
                 factors.append(invert(self.signed(self.factor)))
             elif not self.starts_factor():
                 break
-            elif self.peek.kind is Kind.NUMBER:
+            elif self.peek.kind is Kind.NUMBER and not self.may_precede_number():
                 factors[-1] = self.spaced_mixed_number(factors[-1])
             else:
                 factors.append(self.factor())
@@ -168,6 +176,11 @@ class _Parser:
         if mixed is None:
             raise Unreadable("two numbers in a row")
         return mixed
+
+    def may_precede_number(self) -> bool:
+        """Whether the number that follows multiplies what was before it, as in `2!3!` and `n2^n`."""
+        last, after = self.tokens[self.at - 1], self.tokens[self.at + 1 : self.at + 2]
+        return last.text in _ENDS_OF_FACTORS or (last.kind is Kind.LETTER and bool(after) and after[0].text == "^")
 
     def starts_factor(self) -> bool:
         token = self.peek
@@ -285,6 +298,8 @@ class _Parser:
             return self.numeral(token.text) if self.peek.text == "_" else read_number(token.text)
         if token.text in _PREFIX_CURRENCIES and (self.peek.kind is Kind.NUMBER or self.peek.text == "frac"):
             return Quantity(self.factor(), _PREFIX_CURRENCIES[token.text])
+        if token.text == "C" and (choose := self.combinations()):
+            return choose
         if token.kind in (Kind.LETTER, Kind.WORD):
             return Symbol(token.text + self.name_suffix())
         if token.kind is Kind.COMMAND:
@@ -295,9 +310,23 @@ class _Parser:
             return self.between_bars()
         raise Unreadable(f"unexpected {token.text!r}")
 
+    def combinations(self) -> Node | None:
+        """After C: `(n,k)` and `_n^k`, where n is a number."""
+        before = self.at
+        if self.accept("_") and isinstance(n := self.argument(), Number) and self.accept("^"):
+            return Apply("binom", (n, self.argument()))
+        self.at = before
+        if self.peek.text == "(":
+            match self.atom():
+                case Group(opening="(", items=(Number() as n, Number() as k)) if n.value >= k.value:
+                    return Apply("binom", (n, k))
+        self.at = before
+        return None
+
     def numeral(self, digits: str) -> Node:
         self.next()
-        return Numeral(digits, self.raw_argument())
+        base = self.raw_argument()
+        return Numeral(digits, BASES.get(base, base))
 
     def name_suffix(self) -> str:
         """Subscripts and primes, which are part of a name."""
@@ -336,6 +365,8 @@ class _Parser:
             return Apply("root", (self.argument(whole_number=True), degree))
         if name in FUNCTIONS:
             return self.function(name)
+        if name in ("sum", "prod"):
+            return self.series(add if name == "sum" else multiply)
         if name in ("lfloor", "lceil"):
             node = self.scalar(self.listing())
             self.expect("r" + name[1:])
@@ -347,6 +378,21 @@ class _Parser:
         if name in UNREADABLE or name in _CLOSERS or name.startswith("end "):
             raise Unreadable(f"no meaning for {name}")
         return Symbol(_CONSTANTS.get(name, "\\" + name) + self.name_suffix())
+
+    def series(self, join: Callable[[list[Node]], Node]) -> Node:
+        r"""`\sum_{k=1}^{10} k^2` written out, if its bounds are integers and it is short."""
+        self.expect("_")
+        self.expect("{")
+        index = self.relation()
+        self.expect("}")
+        self.expect("^")
+        last = self.argument(whole_number=True)
+        body = self.signed(self.product)
+        match index, last:
+            case Relation(operators=("=",), sides=(Symbol(name=name), Number(value=first))), Number(value=end):
+                if first.denominator == end.denominator == 1 and 0 <= end - first < MAX_SERIES / size(body):
+                    return join([replaced(body, name, Number(Fraction(k))) for k in range(int(first), int(end) + 1)])
+        raise Unreadable("a sum or product that is not written out")
 
     def root_degree(self) -> Node:
         if not self.accept("["):
@@ -369,6 +415,8 @@ class _Parser:
             name, power = "arc" + name, None
         elif power == MINUS_ONE and name.endswith("h"):
             raise Unreadable("inverse hyperbolic function")
+        if name == "cis":
+            name, arguments = "exp", (multiply([Symbol("i"), *arguments]),)
         node: Node = Apply(name, (*arguments, base) if base else arguments)
         return Apply("^", (node, power)) if power else node
 

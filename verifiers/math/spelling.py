@@ -25,12 +25,12 @@ def _greek(letters: str) -> dict[str, str]:
 # Functions that apply to what follows them.
 FUNCTIONS = _words(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth "
-    "ln log exp sqrt gcd lcm max min"
+    "ln log exp sqrt gcd lcm max min cis"
 )
 
 # Commands without a meaning here: an answer that holds one is compared as text.
 UNREADABLE = _words(
-    "sum prod int lim iint oint dots vdots bmod pmod mod equiv to cap subset subseteq notin "
+    "int lim iint oint dots vdots bmod pmod mod equiv to cap subset subseteq notin "
     "implies iff Rightarrow Leftrightarrow rightarrow longrightarrow cong sim parallel perp forall exists"
 )
 
@@ -87,6 +87,9 @@ MARKS = {"==": "=", "=<": "<=", "**": "^", "\\%": "%", "\\$": "$", "\\|": "|", "
 # Words that plain text uses for commands and separators.
 PLAIN_WORDS = _spelled({"pi": "pi", "infty": "infinity inf oo", "theta": "theta", ",": "and or"})
 
+# Bases of numerals in words.
+BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
+
 # Whole answers in words: the sign for them.
 PHRASES = {
     **dict.fromkeys(("all real numbers", "all reals", "the set of all real numbers"), r"\mathbb{R}"),
@@ -96,12 +99,13 @@ PHRASES = {
     "negative infinity": r"-\infty",
 }
 
+SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ"
+SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉ₙₖ"
+
 CHARACTERS = str.maketrans(
     {
         **dict.fromkeys("−–—‒﹣－‐‑", "-"),
         **dict.fromkeys("×·⋅∙∗✕⨯•", r" \cdot "),
-        **{c: f"^{{{_compatible(c)}}}" for c in "⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ"},
-        **{c: f"_{{{_compatible(c)}}}" for c in "₀₁₂₃₄₅₆₇₈₉"},
         **{c: r"\frac{{{}}}{{{}}}".format(*_compatible(c).split("⁄")) for c in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⅐⅑⅒"},
         **_greek("αβγδεζηθικλμνξπρσςτυφχψωΓΔΘΛΞΠΣΦΨΩ"),
         **dict.fromkeys("÷⁄∕", "/"),
@@ -115,6 +119,8 @@ CHARACTERS = str.maketrans(
         "≈": r"\approx ",
         "∞": r"\infty ",
         "√": r"\sqrt ",
+        "∛": r"\sqrt[3] ",
+        "∜": r"\sqrt[4] ",
         "∪": r"\cup ",
         "∈": r"\in ",
         "±": r"\pm ",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from verifiers.math.nodes import Apply, Node, Number, Quantity, Symbol, children
+from verifiers.math.nodes import Apply, Node, Number, Quantity, Symbol, children, size
 
 if TYPE_CHECKING:
     import sympy
@@ -27,7 +27,7 @@ _sympy_lock = threading.Lock()
 
 def proven(first: Node, second: Node) -> bool | None:
     """True or False where sympy proves that two scalar expressions are or are not identical, else None."""
-    if _size(first) + _size(second) > MAX_NODES or _terms(first) + _terms(second) > MAX_TERMS:
+    if size(first) + size(second) > MAX_NODES or _terms(first) + _terms(second) > MAX_TERMS:
         return None
     with _sympy_lock:
         try:
@@ -47,10 +47,6 @@ def _vanishes(difference: "sympy.Expr") -> bool:
 
 class _Beyond(Exception):
     """An operation or a size that is not handed to sympy."""
-
-
-def _size(node: Node) -> int:
-    return 1 + sum(_size(child) for child in children(node))
 
 
 def _terms(node: Node) -> int:

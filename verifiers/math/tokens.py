@@ -11,7 +11,16 @@ from enum import Enum
 from functools import lru_cache
 
 from verifiers.math.nodes import Unreadable
-from verifiers.math.spelling import ALIASES, CHARACTERS, FUNCTIONS, MARKS, PLAIN_WORDS, SILENT
+from verifiers.math.spelling import (
+    ALIASES,
+    CHARACTERS,
+    FUNCTIONS,
+    MARKS,
+    PLAIN_WORDS,
+    SILENT,
+    SUBSCRIPTS,
+    SUPERSCRIPTS,
+)
 from verifiers.math.units import is_unit_word
 
 MAX_CHARS = 4_000
@@ -42,7 +51,7 @@ _TOKEN = re.compile(
         | \\[hv]space\*?\s*\{[^{}]*\} | \\phantom\s*\{[^{}]*\})
   | (?P<number>
         \d{1,3}(?:(?:\{,\}|\\[,!;:\ ]|,\\!\ ?|\ |~)\d{3}(?!\d))+(?:\.\d+)?
-      | (?:\d+\.?\d*|\.\d+)(?:\\overline\s*\{\d+\}|(?:[eE][-+]?\d+(?![\da-zA-Z]))?) )
+      | (?:\d+\.?\d*|\.\d+)(?:\\overline\s*\{\d+\}|(?:\\dot\s*\{?\d\}?\d*){1,2}|(?:[eE][-+]?\d+(?![\da-zA-Z]))?) )
   | (?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|mbox|hbox|mathrm|rm|operatorname\*?)\s*\{(?P<content>[^{}]*)\})
   | \\begin\s*\{(?P<begin>\w+\*?)\}(?:\s*\{[lcr|@!\s]*\})?
   | \\end\s*\{(?P<end>\w+\*?)\}
@@ -55,6 +64,9 @@ _TOKEN = re.compile(
 _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|pi)([a-z]?)")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _SPEED = re.compile(r"(mm|cm|m|km|ft|mi)\s*/\s*(s|sec|min|h|hr)(?![A-Za-z])")
+_SCRIPTS = re.compile(f"([{SUPERSCRIPTS}]+)|([{SUBSCRIPTS}]+)")
+_REPEATING = re.compile(r"\\overline\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
+_E_MINUS = re.compile(r"(?!1e)\d+[eE][-+]\d")
 _COMMA_GROUPS = re.compile(r"(?:,\d{3})++(?![\d]|,\d)(?:\.\d+)?")
 _OPENING, _CLOSING = frozenset(("(", "[", "\\{")), frozenset((")", "]", "\\}"))
 _TEXT_SEPARATORS = frozenset(("and", "or", ",", ";", ", and", ", or", "where", ", where", "for", "with"))
@@ -69,6 +81,7 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise Unreadable("too long")
     if not text.isascii():
+        text = _SCRIPTS.sub(_script, text)
         text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
         text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))
     text = "".join(c for c in text if c >= " " or c in "\n\t").strip()
@@ -76,6 +89,10 @@ def clean(text: str) -> str:
     while text.endswith((".", ",", ";", "。")) and not text.endswith("\\,"):
         text = text[:-1].rstrip()
     return text
+
+
+def _script(match: re.Match[str]) -> str:
+    return f"{'^' if match[1] else '_'}{{{unicodedata.normalize('NFKC', match[0])}}}"
 
 
 @lru_cache(maxsize=CACHED)
@@ -131,8 +148,10 @@ class _Tokenizer:
             groups = _COMMA_GROUPS.match(self.text, at)
             if groups:
                 text, at = text + groups.group(), groups.end()
-        if "overline" in text:
-            text = re.sub(r"\\overline\s*\{(\d+)\}", r"(\1)", text)
+        if _E_MINUS.fullmatch(text) and text != self.text:
+            text, at = text[: -len("e+1")], at - len("e+1")  # 2e+1 among other terms is no literal
+        if "\\" in text and "." in text and (period := _REPEATING.search(text)):
+            text = text[: period.start()] + f"({''.join(filter(None, period.groups()))})"
         else:
             text = re.sub(r"[^\d.eE+-]", "", text)
         if text.endswith("."):
