@@ -360,3 +360,27 @@ def test_exchanged_answers_never_pass() -> None:
     passed = [pair for pair in itertools.combinations(different, 2) if equivalent(*pair)]
     assert [pair for pair in passed if bare(pair[0]) != bare(pair[1])] == []
     assert 10 < len(passed) < 20
+
+
+# The rules as documented ----------------------------------------------------------------------------------
+
+
+def documented() -> list[tuple[str, str, bool]]:
+    text = (ROOT / "docs" / "math_verifier.md").read_text(encoding="utf-8")
+    table = text.partition("| rule | equal | not equal |")[2].partition("\n\n")[0]
+    examples = []
+    for row in table.splitlines():
+        cells = row.split(" | ")
+        for cell, equal in zip(cells[1:], (True, False), strict=False):
+            examples += [(*pair, equal) for pair in re.findall(r"`([^`]+)` for `([^`]+)`", cell)]
+    return examples
+
+
+def test_the_table_of_rules_is_there() -> None:
+    assert len(documented()) > 90
+    assert sum(equal for _, _, equal in documented()) > 50
+
+
+@pytest.mark.parametrize(("answer", "reference", "equal"), documented())
+def test_rule(answer: str, reference: str, equal: bool) -> None:
+    assert equivalent(answer, reference) == equal
