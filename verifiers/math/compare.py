@@ -13,9 +13,10 @@ Conventions, where the rules of mathematics leave a choice:
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from verifiers.math import numeric
+from verifiers.math.forms import canonical
 from verifiers.math.nodes import (
     MINUS_ONE,
     Apply,
@@ -32,30 +33,22 @@ from verifiers.math.nodes import (
     add,
     children,
     listed,
+    multiply,
     negate,
     replaced,
     symbols,
 )
 from verifiers.math.parse import parse
 from verifiers.math.scalars import same_scalar
-from verifiers.math.sets import FLIPPED, INFINITY, MINUS_INFINITY, is_real_set, same_real_set
-from verifiers.math.spelling import PHRASES
+from verifiers.math.sets import FLIPPED, INFINITY, MINUS_INFINITY, as_interval, is_real_set, same_real_set
 from verifiers.math.tokens import clean, tokenize
+from verifiers.math.words import both_words, phrase, same_choice, without_label
 
 MAX_UNORDERED = 40
 MAX_PLAIN_DIGITS = 1_000
 
 _SPACE_NOT_BETWEEN_DIGITS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
-_PRODUCT = re.compile(r"[a-z]{3}")
-_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|mathrm)\s*\{([^{}]*)\}|\\[ ,;:!]|\$")
-_CHOICE = re.compile(r"\(?([A-J])\)?")
-_ANSWER_IS = re.compile(r"^\\text\{\s*(?:the )?(?:final )?answer(?: is|:| is:)?\s*\}\s*(?=\S)", re.IGNORECASE)
-_LABEL = re.compile(
-    r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{\s*)?\(([A-J])\)(?:\s*\}|\\?[ ,;:!~]|\\q?quad)+\s*(?=\S)"
-)
-_LEADING_CHOICE = re.compile(r"\(([A-J])\)|([A-J])(?:[).:]|$)")
 
 
 def equivalent(answer: str, reference: str) -> bool:
@@ -66,12 +59,12 @@ def equivalent(answer: str, reference: str) -> bool:
     if plain is not None:
         return plain
     try:
-        answer, reference = _phrase(clean(answer)), _phrase(clean(reference))
-        answer, reference = _without_label(answer, reference), _without_label(reference, answer)
-        words = _both_words(answer, reference)
+        answer, reference = phrase(clean(answer)), phrase(clean(reference))
+        answer, reference = without_label(answer, reference), without_label(reference, answer)
+        words = both_words(answer, reference)
         if words is not None:
             return words
-        if tokenize(answer) == tokenize(reference) or _same_choice(answer, reference):
+        if tokenize(answer) == tokenize(reference) or same_choice(answer, reference):
             return True
         return same(parse(tokenize(answer)), parse(tokenize(reference)))
     except (Unreadable, TooCostly):
@@ -81,16 +74,13 @@ def equivalent(answer: str, reference: str) -> bool:
 def why_unreadable(reference: str) -> str | None:
     """Why a reference can only be met by the same text, or None: it is words, or mathematics that equals itself."""
     try:
-        text = _phrase(clean(reference))
-        if _both_words(text, text):
+        text = phrase(clean(reference))
+        if both_words(text, text):
             return None
         tree = parse(tokenize(text))
         return None if same(tree, tree) else "it does not equal itself"
     except (Unreadable, TooCostly) as error:
         return str(error)
-
-
-# Rungs on text ---------------------------------------------------------------------------------------------
 
 
 def _both_plain_numbers(answer: str, reference: str) -> bool | None:
@@ -104,53 +94,15 @@ def _both_plain_numbers(answer: str, reference: str) -> bool | None:
     return Fraction(answer) == Fraction(reference)
 
 
-def _unwrapped(text: str) -> str:
-    """Text without `\\text{}` around its parts, dollars and outer braces."""
-    return _TEXT_COMMAND.sub(lambda m: m.group(1) or " ", text).strip(" {}.")
-
-
-def _phrase(text: str) -> str:
-    """The sign that a whole answer in words stands for, or the text without "the answer is"."""
-    text = _ANSWER_IS.sub("", text)
-    return PHRASES.get(_unwrapped(text).casefold(), text)
-
-
-def _without_label(text: str, other: str) -> str:
-    r"""`\text{(B)}\ 12` as `12`, where the other text has no such label of a choice."""
-    label = _LABEL.match(text)
-    return (
-        text[label.end() :] if label and not _LABEL.match(other) and not _CHOICE.fullmatch(_unwrapped(other)) else text
-    )
-
-
-def _both_words(answer: str, reference: str) -> bool | None:
-    """Decides if both are words ("east", "no solution", "Evelyn"): case and hyphens do not matter."""
-    if _PRODUCT.fullmatch(answer) and _PRODUCT.fullmatch(reference):
-        return None
-    pair = [_unwrapped(text) for text in (answer, reference)]
-    if not all(_WORDS.fullmatch(text) and len(text) > 2 for text in pair):
-        return None
-    first, second = (" ".join(text.casefold().replace("-", " ").split()) for text in pair)
-    return first == second
-
-
-def _same_choice(answer: str, reference: str) -> bool:
-    """Multiple choice: the reference is one letter A to J, the answer starts with it, as in `(C) 12`."""
-    wanted = _CHOICE.fullmatch(_unwrapped(reference))
-    if wanted is None:
-        return False
-    given = _LEADING_CHOICE.match(_unwrapped(answer))
-    return given is not None and wanted.group(1) in given.groups()
-
-
 # Structures ------------------------------------------------------------------------------------------------
 
 
 def same(answer: Node, reference: Node) -> bool:
     """Whether two trees are equal. Raises Unreadable or TooCostly where that cannot be decided."""
-    if _is_family(answer) or _is_family(reference):
+    domains = _domain(answer), _domain(reference)
+    if "\\ZZ" in domains or domains == ("\\RR", "\\RR"):
         return _same_family(_family(answer), _family(reference))
-    answer, reference = _expanded(_without_name(answer)), _expanded(_without_name(reference))
+    answer, reference = canonical(answer), canonical(reference)
     if is_real_set(answer) or is_real_set(reference):
         verdict = same_real_set(answer, reference)
         if verdict is not None:
@@ -164,30 +116,31 @@ def same(answer: Node, reference: Node) -> bool:
     return same_scalar(answer, reference)
 
 
-def _is_family(node: Node) -> bool:
-    r"""`2k\pi, k \in \mathbb{Z}`: what an expression gives for all integers."""
-    return isinstance(node, Group) and not node.opening and _is_integer_condition(node.items[-1])
-
-
-def _is_integer_condition(node: Node) -> bool:
-    return isinstance(node, Relation) and node.operators == ("in",) and node.sides[1] == Symbol("\\ZZ")
+def _domain(node: Node) -> str | None:
+    r"""What the parameter of `2k\pi, k \in \mathbb{Z}` runs through; None for anything else."""
+    match node:
+        case Group(opening="", items=(_, *_, Relation(operators=("in",), sides=(Symbol(), Symbol(name=name))))):
+            return name
+        case _:
+            return None
 
 
 def _family(node: Node) -> tuple[Node, str]:
-    """The members and the name of the integer that they are counted by, which one side may leave unsaid."""
-    counters = symbols(node) - numeric.CONSTANTS
-    if isinstance(node, Group) and _is_family(node):
-        counters = symbols(node.items[-1]) - {"\\ZZ"}
+    """The members and the name of their parameter, which one side may leave unsaid if it is an integer."""
+    names = symbols(node) - numeric.CONSTANTS
+    if isinstance(node, Group) and _domain(node):
+        condition = node.items[-1]
+        names = symbols(condition) - {"\\ZZ", "\\RR"}
         node = listed(node.items[:-1])
     elif isinstance(node, Relation):
-        counters -= symbols(node.sides[0])
-    if len(counters) != 1:
-        raise Unreadable("no integer that counts")
-    return node, counters.pop()
+        names -= symbols(node.sides[0])
+    if len(names) != 1:
+        raise Unreadable("no parameter")
+    return node, names.pop()
 
 
 def _same_family(answer: tuple[Node, str], reference: tuple[Node, str]) -> bool:
-    """Equal for all integers when the answer counts by another name, backwards, or from up to two further on."""
+    """Equal for all values when the answer names its parameter otherwise, counts back, or starts up to two further."""
     members, name = answer
     counter = Symbol(reference[1])
     return any(
@@ -195,45 +148,6 @@ def _same_family(answer: tuple[Node, str], reference: tuple[Node, str]) -> bool:
         for count in (counter, negate(counter))
         for start in (0, 1, -1, 2, -2)
     )
-
-
-def _without_name(node: Node) -> Node:
-    r"""`x \in S` says S."""
-    return node.sides[1] if isinstance(node, Relation) and node.operators == ("in",) else node
-
-
-def _expanded(node: Node) -> Node:
-    """Plus-minus written out: one value becomes a list of two, also inside a list or set."""
-    if isinstance(node, Group):
-        items: list[Node] = []
-        for item in node.items:
-            both = _expanded(item)
-            items.extend(both.items if isinstance(both, Group) and both is not item else (item,))
-        return Group(node.opening, tuple(items), node.closing) if len(items) > len(node.items) else node
-    if not _has_plus_minus(node):
-        return node
-    return Group("", (_with_signs(node, 1), _with_signs(node, -1)), "")
-
-
-def _has_plus_minus(node: Node) -> bool:
-    if isinstance(node, Apply) and node.operator in ("pm", "mp"):
-        return True
-    return isinstance(node, Apply | Quantity | Relation) and any(_has_plus_minus(c) for c in children(node))
-
-
-def _with_signs(node: Node, sign: int) -> Node:
-    match node:
-        case Apply(operator="pm" | "mp"):
-            inner = _with_signs(node.arguments[0], sign)
-            return inner if (sign > 0) == (node.operator == "pm") else negate(inner)
-        case Apply():
-            return Apply(node.operator, tuple(_with_signs(a, sign) for a in node.arguments))
-        case Quantity():
-            return Quantity(_with_signs(node.value, sign), node.unit)
-        case Relation():
-            return Relation(tuple(_with_signs(s, sign) for s in node.sides), node.operators)
-        case _:
-            return node
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
@@ -258,9 +172,19 @@ def _same_group(answer: Node, reference: Node) -> bool:
     kinds = {answer.opening, reference.opening}
     if kinds <= {"", "\\{"}:
         return _matched(answer.items, reference.items)
+    if ":" in kinds:
+        return len(kinds) == 1 and _same_ratio(answer.items, reference.items)
     if "\\{" in kinds:
         return False
     return _same_brackets(answer, reference) and _in_order(answer.items, reference.items)
+
+
+def _same_ratio(answer: Sequence[Node], reference: Sequence[Node]) -> bool:
+    """1:2:3 is 2:4:6."""
+    if len(answer) != len(reference) or len(answer) > MAX_UNORDERED:
+        return False
+    pairs = list(zip(answer, reference, strict=True))
+    return all(same(multiply([a, s]), multiply([b, r])) for (a, r), (b, s) in combinations(pairs, 2))
 
 
 def _same_as_single(answer: Node, reference: Node) -> bool:
@@ -303,7 +227,7 @@ def _matched(answer: Sequence[Node], reference: Sequence[Node]) -> bool:
     left = list(reference)
     for item in answer:
         for at, candidate in enumerate(left):
-            if same(item, candidate):
+            if _is_set(item) == _is_set(candidate) and same(item, candidate):
                 del left[at]
                 break
         else:
@@ -315,7 +239,7 @@ def _covers(some: Sequence[Node], others: Sequence[Node]) -> bool:
     """Whether each of `others` equals one of `some`."""
     if max(len(some), len(others)) > MAX_UNORDERED:
         raise TooCostly("too many elements")
-    return all(any(same(a, b) for a in some) for b in others)
+    return all(any(_is_set(a) == _is_set(b) and same(a, b) for a in some) for b in others)
 
 
 # Relations -------------------------------------------------------------------------------------------------
@@ -327,12 +251,12 @@ def _same_relation(answer: Node, reference: Node) -> bool:
             return _same_equation(answer, reference)
         return _same_inequality(answer, reference)
     if isinstance(answer, Relation):
-        value = _stated_value(answer)
+        value = _stated_value(answer) or as_interval(_upward(answer))
         return value is not None and same(value, reference)
     assert isinstance(reference, Relation)
     if isinstance(reference.sides[0], Apply) and reference.sides[0].operator == "+":
         return False  # x + y + z = 0 is a plane, not the number 0
-    value = _stated_value(reference)
+    value = _stated_value(reference) or as_interval(_upward(reference))
     return value is not None and same(answer, value)
 
 
@@ -379,21 +303,28 @@ def _same_equation(answer: Relation, reference: Relation) -> bool:
     """Equal sides, or one a nonzero multiple of the other."""
     if any(isinstance(side, Group | Matrix | Union) for side in (*answer.sides, *reference.sides)):
         return all(same(a, r) for a, r in zip(answer.sides, reference.sides, strict=True))
+    match answer.sides[0], reference.sides[0]:
+        case (
+            Apply(operator="*", arguments=(Symbol() as function, Symbol(name=mine))),
+            Apply(operator="*", arguments=(Symbol() as other, Symbol() as theirs)),
+        ) if function == other:
+            return same(replaced(answer.sides[1], mine, theirs), reference.sides[1])  # f(t) = t^2
     return numeric.proportional(_difference(answer), _difference(reference), positive=False)
 
 
 def _same_inequality(answer: Relation, reference: Relation) -> bool:
-    if len(answer.operators) != 1 or len(reference.operators) != 1:
-        return False
     answer, reference = _upward(answer), _upward(reference)
     if answer.operators != reference.operators or answer.operators[0] not in FLIPPED:
         return False
+    if len(answer.operators) > 1:
+        return _in_order(answer.sides, reference.sides)
     positive = answer.operators[0] != "!="
     return numeric.proportional(_difference(answer), _difference(reference), positive)
 
 
 def _upward(relation: Relation) -> Relation:
-    """a > b as b < a."""
+    """a > b as b < a, and so for a chain."""
     if relation.operators[0] in (">", ">="):
-        return Relation(relation.sides[::-1], (FLIPPED[relation.operators[0]],))
+        flipped = tuple(FLIPPED.get(operator, operator) for operator in relation.operators[::-1])
+        return Relation(relation.sides[::-1], flipped)
     return relation

@@ -29,6 +29,7 @@ from verifiers.math.nodes import (
 from verifiers.math.spelling import BASES, FUNCTIONS, UNREADABLE
 from verifiers.math.tokens import CACHED, Kind, Token
 from verifiers.math.units import canonical_unit
+from verifiers.math.vectors import determinant
 
 MAX_TOKENS = 1_500
 MAX_DEPTH = 60
@@ -41,7 +42,7 @@ _NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "setminus", "pm", "mp", "over", "
 _ENDS_OF_FACTORS = frozenset(("!", ")", "]", "}"))  # a number may follow: 2!3!
 _PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
 _CONSTANTS = {"pi": "pi", "infty": "infty"}
-_MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"))
+_MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "smallmatrix", "array"))
 _END = Token(Kind.MARK, "")
 
 
@@ -92,7 +93,7 @@ class _Parser:
     def listing(self) -> list[Node]:
         """Items between commas, semicolons, "and" and "or"; at least one."""
         items = [self.relation()]
-        while self.accept(",", ";"):
+        while self.accept(",", ";") or (self.peek.text == "(" and self.at_condition()):
             while self.accept(",", ";"):  # "1, 2, and 3"
                 pass
             if self.peek is _END or self.peek.text in _CLOSERS:
@@ -130,7 +131,7 @@ class _Parser:
             parts.append(self.sum())
         if len(parts) == 2:
             return multiply([parts[0], invert(parts[1])])
-        return Group("(", tuple(parts), ")") if len(parts) > 1 else parts[0]
+        return Group(":", tuple(parts), ":") if len(parts) > 1 else parts[0]
 
     # Arithmetic ----------------------------------------------------------------------------------------
 
@@ -177,6 +178,10 @@ class _Parser:
             raise Unreadable("two numbers in a row")
         return mixed
 
+    def at_condition(self) -> bool:
+        r"""At `(k \in \mathbb{Z})` after what it is a condition of."""
+        return [token.text for token in self.tokens[self.at + 2 : self.at + 3]] == ["in"]
+
     def may_precede_number(self) -> bool:
         """Whether the number that follows multiplies what was before it, as in `2!3!` and `n2^n`."""
         last, after = self.tokens[self.at - 1], self.tokens[self.at + 1 : self.at + 2]
@@ -187,6 +192,8 @@ class _Parser:
         if token is _END:
             return False
         if token.kind is Kind.MARK:
+            if token.text == "(" and self.at_condition():
+                return False
             return token.text in _PAIRS or token.text == "$" or (token.text == "|" and not self.bars)
         return token.text not in _NOT_FACTORS and not token.text.startswith("end ")
 
@@ -256,6 +263,8 @@ class _Parser:
             return multiply([value, Number(Fraction(1, 100))])
         if name in ("degrees", "degree"):
             return Apply("deg", (value,))
+        if name in ("is an integer", "is any integer", "an integer", "integer"):
+            return Relation((value, Symbol("\\ZZ")), ("in",))
         return Quantity(value, canonical_unit(name, power))
 
     def unit_words(self) -> tuple[list[str], int]:
@@ -300,6 +309,8 @@ class _Parser:
             return Quantity(self.factor(), _PREFIX_CURRENCIES[token.text])
         if token.text == "C" and (choose := self.combinations()):
             return choose
+        if token.kind is Kind.LETTER and token.text.isupper() and (point := self.coordinates()):
+            return point
         if token.kind in (Kind.LETTER, Kind.WORD):
             return Symbol(token.text + self.name_suffix())
         if token.kind is Kind.COMMAND:
@@ -309,6 +320,14 @@ class _Parser:
         if token.text == "|" and not self.bars:
             return self.between_bars()
         raise Unreadable(f"unexpected {token.text!r}")
+
+    def coordinates(self) -> Node | None:
+        """After the name of a point: `(1,2)`."""
+        before = self.at
+        if self.peek.text == "(" and isinstance(point := self.atom(), Group):
+            return point
+        self.at = before
+        return None
 
     def combinations(self) -> Node | None:
         """After C: `(n,k)` and `_n^k`, where n is a number."""
@@ -373,6 +392,10 @@ class _Parser:
             return Apply(name[1:], (node,))
         if name.startswith("begin "):
             return self.matrix(name.removeprefix("begin "))
+        if name == "RR" and (half := self.half_of_reals()):
+            return half
+        if name.startswith("unit "):
+            return Symbol("\\" + name)
         if name == "emptyset":
             return Group("\\{", (), "\\}")
         if name in UNREADABLE or name in _CLOSERS or name.startswith("end "):
@@ -393,6 +416,24 @@ class _Parser:
                 if first.denominator == end.denominator == 1 and 0 <= end - first < MAX_SERIES / size(body):
                     return join([replaced(body, name, Number(Fraction(k))) for k in range(int(first), int(end) + 1)])
         raise Unreadable("a sum or product that is not written out")
+
+    def half_of_reals(self) -> Node | None:
+        r"""After `\mathbb{R}`: `^+`, `_{>0}` and the like."""
+        following = "".join(token.text for token in self.tokens[self.at : self.at + 5])
+        zero, infinity = Number(Fraction(0)), Symbol("infty")
+        for sign, length, half in (
+            ("^+", 2, Group("(", (zero, infinity), ")")),
+            ("^{+}", 4, Group("(", (zero, infinity), ")")),
+            ("_{>0}", 5, Group("(", (zero, infinity), ")")),
+            ("_{>=0}", 5, Group("[", (zero, infinity), ")")),
+            ("^-", 2, Group("(", (negate(infinity), zero), ")")),
+            ("^{-}", 4, Group("(", (negate(infinity), zero), ")")),
+            ("_{<0}", 5, Group("(", (negate(infinity), zero), ")")),
+        ):
+            if following.startswith(sign):
+                self.at += length
+                return half
+        return None
 
     def root_degree(self) -> Node:
         if not self.accept("["):
@@ -474,6 +515,13 @@ class _Parser:
         self.bars = bars
         self.depth -= 1
         if len(items) == 1 and opening != "\\{" and closing == _PAIRS[opening][0]:
+            digits = self.tokens[self.at - 2].text
+            if (
+                self.peek.text == "_"
+                and opening == "("
+                and items[0] == Number(Fraction(int(digits) if digits.isdigit() else -1))
+            ):
+                return self.numeral(digits)
             return items[0]
         if not items and opening != "\\{":
             raise Unreadable("empty brackets")
@@ -500,7 +548,19 @@ class _Parser:
         self.expect("|")
         return Apply("abs", (node,))
 
+    def cases(self, environment: str) -> Node:
+        """A system, one relation on each line."""
+        items = []
+        while not self.accept(f"end {environment}"):
+            items.append(self.relation())
+            if not self.accept("\\\\", ",") and self.peek.text != f"end {environment}":
+                raise Unreadable("a system with columns")
+            self.accept("\\\\")
+        return listed(items)
+
     def matrix(self, environment: str) -> Node:
+        if environment in ("cases", "aligned"):
+            return self.cases(environment)
         if environment not in _MATRICES:
             raise Unreadable(f"no meaning for {environment}")
         rows: list[tuple[Node, ...]] = []
@@ -516,6 +576,11 @@ class _Parser:
             rows.append(tuple(row))
         if not rows or len({len(r) for r in rows}) != 1:
             raise Unreadable("ragged matrix")
+        if environment == "vmatrix":
+            value = determinant(tuple(rows))
+            if value is None:
+                raise Unreadable("a determinant that is not written out")
+            return value
         return Matrix(tuple(rows))
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from verifiers.math import numeric
-from verifiers.math.nodes import Apply, Group, Node, Relation, Symbol, Union, children, negate, symbols
+from verifiers.math.nodes import Apply, Group, Node, Number, Relation, Symbol, Union, add, children, negate, symbols
 from verifiers.math.scalars import same_scalar
 
 MAX_PIECES = 40
@@ -41,7 +42,7 @@ Pieces = tuple[_Piece, ...]
 def is_real_set(node: Node) -> bool:
     """Whether a tree can only mean a set of reals: not `(1, 2)`, which may be a point, nor `{1, 2}`."""
     match node:
-        case Union() | Apply(operator="setminus"):
+        case Union() | Apply(operator="setminus") | Apply(operator="+", arguments=(Symbol(name="\\RR"), _)):
             return True
         case Symbol():
             return node == _REALS
@@ -65,8 +66,23 @@ def same_real_set(answer: Node, reference: Node) -> bool | None:
 
 def variable(relation: Relation) -> str | None:
     """The name that a relation between numbers is about, if it is one name alone on a side."""
-    names = {side.name for side in relation.sides if is_variable(side) and isinstance(side, Symbol)}
+    sides = list(relation.sides)
+    match sides[0]:
+        case Apply(
+            operator="abs", arguments=(Symbol() as inner,) | (Apply(operator="+", arguments=(Symbol() as inner, *_)),)
+        ):
+            sides[0] = inner
+    names = {side.name for side in sides if is_variable(side) and isinstance(side, Symbol)}
     return names.pop() if len(names) == 1 else None
+
+
+def as_interval(relation: Relation) -> Node | None:
+    """`a < x <= b` as the interval from a to b, whatever these are; None for a relation of another form."""
+    match relation:
+        case Relation(sides=(low, Symbol(), high), operators=(("<" | "<=") as first, ("<" | "<=") as second)):
+            return Group("[" if first == "<=" else "(", (low, high), "]" if second == "<=" else ")")
+        case _:
+            return None
 
 
 def _name(node: Node) -> str | None:
@@ -102,6 +118,8 @@ def _pieces(node: Node) -> Pieces | None:
             return _interval(MINUS_INFINITY, INFINITY, False, False)
         case Apply(operator="setminus", arguments=(whole, removed)):
             return _without(_pieces(whole), _pieces(removed))
+        case Apply(operator="+", arguments=(whole, Apply(operator="*", arguments=(Number(value=-1), removed)))):
+            return _without(_pieces(whole), _pieces(removed))  # "R - {0}"
         case Relation(operators=("in",)):
             return _pieces(node.sides[1])
         case Relation():
@@ -135,7 +153,10 @@ def _end(node: Node, closed: bool) -> _End | None:
 
 
 def _solutions(relation: Relation) -> Pieces | None:
-    """Of `x < 5`, `1 <= x < 2` or `x != 3`: a chain that compares one name with numbers."""
+    """Of `x < 5`, `1 <= x < 2`, `x != 3` or `|x| < 2`: a chain that compares one name with numbers."""
+    match relation:
+        case Relation(sides=(Apply(operator="abs", arguments=(inner,)), size), operators=(operator,)):
+            return _within(inner, size, operator)
     name = variable(relation)
     if name is None or any(operator not in FLIPPED for operator in relation.operators):
         return None
@@ -148,6 +169,17 @@ def _solutions(relation: Relation) -> Pieces | None:
         else:
             return None
     return found
+
+
+def _within(inner: Node, size: Node, operator: str) -> Pieces | None:
+    """`|x - 1| < 2` as `-2 < x - 1 < 2`, `|x - 1| > 2` as what is left of the line."""
+    terms = inner.arguments if isinstance(inner, Apply) and inner.operator == "+" else (inner,)
+    centre = negate(add([Number(Fraction(0)), *terms[1:]]))
+    low, high = add([centre, negate(size)]), add([centre, size])
+    if not is_variable(terms[0]) or operator not in ("<", "<=", ">", ">="):
+        return None
+    inside = _interval(low, high, operator in ("<=", ">"), operator in ("<=", ">"))
+    return inside if operator in ("<", "<=") else _without(_pieces(_REALS), inside)
 
 
 def _half_line(number: Node, operator: str) -> Pieces | None:

@@ -92,11 +92,21 @@ BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven"
 
 # Whole answers in words: the sign for them.
 PHRASES = {
-    **dict.fromkeys(("all real numbers", "all reals", "the set of all real numbers"), r"\mathbb{R}"),
-    **dict.fromkeys(("no solution", "no solutions", "no real solution", "no real solutions"), r"\emptyset"),
-    **dict.fromkeys(("empty set", "the empty set"), r"\emptyset"),
-    **dict.fromkeys(("infinity", "positive infinity"), r"\infty"),
-    "negative infinity": r"-\infty",
+    phrase: sign
+    for sign, phrases in {
+        r"\mathbb{R}": "all real numbers|all reals|the set of all real numbers|the set of real numbers",
+        r"\mathbb{Z}": "all integers|the set of all integers|the set of integers",
+        r"(0,\infty)": "all positive real numbers|positive real numbers|all positive reals",
+        r"(-\infty,0)": "all negative real numbers|negative real numbers|all negative reals",
+        r"[0,\infty)": "all nonnegative real numbers|nonnegative real numbers|all nonnegative reals",
+        r"\emptyset": "no solution|no solutions|no real solution|no real solutions|there is no solution|"
+        "there are no solutions|there is no real solution|there are no real solutions|empty set|the empty set",
+        r"\infty": "infinity|positive infinity",
+        r"-\infty": "negative infinity",
+        r"\text{does not exist}": "dne",
+        r"\text{infinitely many}": "infinitely many solutions|there are infinitely many solutions",
+    }.items()
+    for phrase in phrases.split("|")
 }
 
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ"

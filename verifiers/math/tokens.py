@@ -49,10 +49,13 @@ _TOKEN = re.compile(
     r"""
     (?P<space>\s+ | ~ | \\[ ,;:!\n] | \$ | \\[()\[\]] | \\(?:left|right)(?![a-zA-Z])\s*\.?
         | \\[hv]space\*?\s*\{[^{}]*\} | \\phantom\s*\{[^{}]*\})
+  | (?:\\text\s*\{)?(?P<numeral>(?=\d*[A-Fa-f])[\dA-Fa-f]{2,}+)\}?(?=_\{?16\b)
   | (?P<number>
         \d{1,3}(?:(?:\{,\}|\\[,!;:\ ]|,\\!\ ?|\ |~)\d{3}(?!\d))+(?:\.\d+)?
       | (?:\d+\.?\d*|\.\d+)(?:\\overline\s*\{\d+\}|(?:\\dot\s*\{?\d\}?\d*){1,2}|(?:[eE][-+]?\d+(?![\da-zA-Z]))?) )
-  | (?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|mbox|hbox|mathrm|rm|operatorname\*?)\s*\{(?P<content>[^{}]*)\})
+  | (?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|mbox|hbox|mathrm|rm|operatorname\*?)
+        \s*\{(?P<content>(?:[^{}]|\{[^{}]*\})*+)\})
+  | \\(?:mathbf|hat|vec|boldsymbol)\s*\{\s*\\?(?P<unit>[ijk])(?:math)?\s*\}
   | \\begin\s*\{(?P<begin>\w+\*?)\}(?:\s*\{[lcr|@!\s]*\})?
   | \\end\s*\{(?P<end>\w+\*?)\}
   | \\mathbb\s*\{?\s*(?P<blackboard>[A-Z])\s*\}?
@@ -64,6 +67,8 @@ _TOKEN = re.compile(
 _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|pi)([a-z]?)")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _SPEED = re.compile(r"(mm|cm|m|km|ft|mi)\s*/\s*(s|sec|min|h|hr)(?![A-Za-z])")
+_HEXADECIMAL = re.compile(r"[A-Fa-f][\dA-Fa-f]++_\{?16\b")
+_UNIT = re.compile(r"([a-z]+)(?:\s*/\s*([a-z]+))?(?:\^\{?(\d)\}?)?")
 _SCRIPTS = re.compile(f"([{SUPERSCRIPTS}]+)|([{SUBSCRIPTS}]+)")
 _REPEATING = re.compile(r"\\overline\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
 _E_MINUS = re.compile(r"(?!1e)\d+[eE][-+]\d")
@@ -112,9 +117,9 @@ class _Tokenizer:
         at = 0
         while at < len(self.text):
             if self._after_value() and (speed := _SPEED.match(self.text, at)):
-                self.tokens += [Token(Kind.WORD, speed[1]), Token(Kind.MARK, "/"), Token(Kind.WORD, speed[2])]
+                self._unit(speed[1], speed[2], None)
                 at = speed.end()
-            elif letters := _LETTERS.match(self.text, at):
+            elif (letters := _LETTERS.match(self.text, at)) and not _HEXADECIMAL.match(self.text, at):
                 self._letters(letters.group())
                 at = letters.end()
             else:
@@ -136,6 +141,10 @@ class _Tokenizer:
             self._add(Kind.COMMAND, f"{kind} {match.group(kind)}")
         elif kind == "blackboard":
             self._add(Kind.COMMAND, match.group("blackboard") * 2)
+        elif kind == "unit":
+            self._add(Kind.COMMAND, f"unit {match.group(kind)}")
+        elif kind == "numeral":
+            self._add(Kind.NUMBER, match.group(kind).upper())
         elif kind == "command":
             self._command(match.group("command"))
         elif kind == "mark":
@@ -164,14 +173,28 @@ class _Tokenizer:
         word = content.casefold()
         if word in _TEXT_SEPARATORS:
             self._add(Kind.MARK, ",")
+        elif word == "to":
+            self._add(Kind.MARK, ":")
         elif word in FUNCTIONS and not (word == "min" and self._after_value()):
             self._add(Kind.COMMAND, word)
+        elif self.tokens and (unit := _UNIT.fullmatch(word)) and (unit[2] or unit[3]):
+            self._unit(*unit.groups())
         elif any(c.isdigit() for c in content):
             self.tokens.extend(tokenize(content))
         elif word == "e" or word == "i" or (word == "d" and self.tokens):
             self._add(Kind.LETTER, word)
         elif word:
             self._add(Kind.WORD, word.strip("().,:; ") if len(word) > 1 else content)
+
+    def _unit(self, above: str, below: str | None, power: str | None) -> None:
+        """`m/s^2`."""
+        self._add(Kind.WORD, above)
+        if below:
+            self._add(Kind.MARK, "/")
+            self._add(Kind.WORD, below)
+        if power:
+            self._add(Kind.MARK, "^")
+            self._add(Kind.NUMBER, power)
 
     def _command(self, name: str) -> None:
         name = ALIASES.get(name, name)

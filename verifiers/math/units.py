@@ -29,7 +29,6 @@ _SPELLINGS = {
     "L": "l liter liters litre litres",
     "mL": "ml milliliter milliliters millilitre millilitres",
     "gallon": "gallons gal",
-    "mph": "",
     "unit": "units",
     "percent": "",
     "/": "per",
@@ -37,6 +36,7 @@ _SPELLINGS = {
     "cubic": "",
 }
 _CANONICAL = {word: unit for unit, words in _SPELLINGS.items() for word in (unit, *words.split())}
+_SPEEDS = {"mph": "mi / h", "kph": "km / h", "kmh": "km / h"}
 _POWERS = {"square": 2, "cubic": 3}
 # Read as units only in \text{}: without it they are variables or function names.
 _LETTERS_OR_NAMES = frozenset(("m", "g", "s", "h", "l", "L", "in", "min"))
@@ -44,7 +44,7 @@ _LETTERS_OR_NAMES = frozenset(("m", "g", "s", "h", "l", "L", "in", "min"))
 
 def is_unit_word(word: str) -> bool:
     """Whether a bare word after a value is a unit (`5 cm`) rather than a product of variables (`5xy`)."""
-    return word in _CANONICAL and word not in _LETTERS_OR_NAMES
+    return (word in _CANONICAL or word in _SPEEDS) and word not in _LETTERS_OR_NAMES
 
 
 def canonical_unit(words: str, exponent: int = 1) -> str | None:
@@ -54,7 +54,7 @@ def canonical_unit(words: str, exponent: int = 1) -> str | None:
     """
     parts = []
     power = exponent
-    for word in words.replace("/", " / ").replace(".", "").split():
+    for word in _SPEEDS.get(words, words).replace("/", " / ").replace(".", "").split():
         unit = _CANONICAL.get(word)
         if unit is None:
             return None

@@ -1,0 +1,81 @@
+"""Answers that are text: words, lists of words, choices, times of day, phrases that stand for a sign."""
+
+import re
+
+from verifiers.math.spelling import PHRASES
+
+_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|mathrm|mathbf)\s*\{([^{}]*)\}|\\[ ,;:!]|\$")
+_PREAMBLE = re.compile(
+    r"^\\text\s*\{\s*(?:the |there (?:is|are) )?(?:final )?(?:answer(?: is|:| is:)?)?\s*\}\s*(?=\S)", re.IGNORECASE
+)
+_LABEL = re.compile(
+    r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{\s*)?\(([A-J])\)(?:\s*\}|\\?[ ,;:!~]|\\q?quad)+\s*(?=\S)"
+)
+_CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([A-J])\)?", re.IGNORECASE)
+_LEADING_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-J])\)|([A-J])(?:[).:]|$))")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z'.,; -]*")
+_SEPARATOR = re.compile(r"\s*(?:[,;]|\band\b)\s*")
+_ARTICLE = re.compile(r"(?:an?|the) (?=\w{2})")
+_PRODUCT = re.compile(r"[a-z]{1,3}")  # letters that may be a product
+_TIME = re.compile(r"(\d{1,2})(?::(\d\d))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
+
+
+def phrase(text: str) -> str:
+    """The sign that a whole answer in words stands for, or the text without "the answer is"."""
+    text = _PREAMBLE.sub("", text)
+    return PHRASES.get(" ".join(_unwrapped(text).casefold().replace("-", "").split()), text)
+
+
+def without_label(text: str, other: str) -> str:
+    r"""`\text{(B)}\ 12` as `12`, where the other text has no such label of a choice."""
+    label = _LABEL.match(text)
+    if label is None or _LABEL.match(other) or _CHOICE.fullmatch(_unwrapped(other)):
+        return text
+    return text[label.end() :]
+
+
+def both_words(answer: str, reference: str) -> bool | None:
+    """Decides if both are words: "east", "no solution", "red, green and blue" in any order, "3:30 p.m."; else None.
+
+    Case, hyphens and articles do not matter.
+    """
+    pair = _unwrapped(answer), _unwrapped(reference)
+    times = [_TIME.fullmatch(text) for text in pair]
+    if times[0] and times[1]:
+        return _minutes(times[0]) == _minutes(times[1])
+    lists = [_word_list(text) for text in pair]
+    if None in lists or (_PRODUCT.fullmatch(answer) and _PRODUCT.fullmatch(reference)):
+        return None
+    return lists[0] == lists[1]
+
+
+def same_choice(answer: str, reference: str) -> bool:
+    """Multiple choice: the reference is one letter A to J, the answer starts with it, as in `(C) 12`."""
+    wanted = _CHOICE.fullmatch(_unwrapped(reference))
+    if wanted is None:
+        return False
+    given = _LEADING_CHOICE.match(_unwrapped(answer))
+    return given is not None and wanted.group(1) in given.groups()
+
+
+def _unwrapped(text: str) -> str:
+    r"""Text without `\text{}` around its parts, dollars and outer braces."""
+    return _TEXT_COMMAND.sub(lambda m: m.group(1) or " ", text).strip(" {}.")
+
+
+def _minutes(time: re.Match[str]) -> tuple[int, int, str]:
+    return int(time[1]), int(time[2] or 0), time[3].casefold()
+
+
+def _word_list(text: str) -> list[str] | None:
+    """The words between commas and "and", sorted; None if this is no text: single small letters, or too short."""
+    if not _WORDS.fullmatch(text) or len(text) < 3:
+        return None
+    items = [item for item in _SEPARATOR.split(text) if item]
+    if all(_PRODUCT.fullmatch(item) and len(item) < 3 for item in items):
+        return None
+    return sorted(item if len(item) == 1 else _ARTICLE.sub("", _plain(item)) for item in items)
+
+
+def _plain(word: str) -> str:
+    return " ".join(word.casefold().replace("-", " ").replace(".", "").split())
