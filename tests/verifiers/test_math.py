@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_hostile import HOSTILE
 
-from verifiers.math import extract_answer, verify_math
+from verifiers.math import extract_answer, numeric, verify_math
 from verifiers.math.compare import equivalent
+from verifiers.math.nodes import Number, Symbol
+from verifiers.math.parse import parse
 from verifiers.math.tokens import tokenize
 from verifiers.verdict import Verdict
 
@@ -188,6 +190,13 @@ def test_an_expression_equals_its_expansion_and_no_other(polynomial: sympy.Expr,
     assert equivalent(str(expression), reference)
     for change in (1, x, y * x / 1000, sympy.Rational(1, 10**9)):
         assert not equivalent(sympy.latex(expression + change), reference)
+
+
+def test_a_polynomial_that_vanishes_wherever_numbers_are_tried_is_not_zero() -> None:
+    points = list(numeric._sample(["x"], Number(Fraction(10**12))))  # with larger numbers the points stay
+    factors = "".join(rf"(x-\frac{{{p['x'].numerator}}}{{{p['x'].denominator}}})" for p in points)
+    assert numeric.identical(parse(tokenize(f"x+{factors}")), Symbol("x"))
+    assert not equivalent(f"x+{factors}", "x")
 
 
 PIECES = (

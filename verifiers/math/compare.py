@@ -41,13 +41,14 @@ from verifiers.math.nodes import (
 from verifiers.math.parse import parse
 from verifiers.math.scalars import same_scalar
 from verifiers.math.sets import FLIPPED, INFINITY, MINUS_INFINITY, as_interval, is_real_set, same_real_set
-from verifiers.math.tokens import clean, tokenize
+from verifiers.math.tokens import Kind, Token, clean, tokenize
 from verifiers.math.words import both_words, phrase, same_choice, without_label
 
 MAX_UNORDERED = 40
 MAX_PLAIN_DIGITS = 1_000
 
-_SPACE_NOT_BETWEEN_DIGITS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+_SPACE_NOT_BETWEEN_DIGITS = re.compile(r"(?<![\d\s])\s+|\s+(?![\d\s])")
+_LOG, _COMMON_LOG = Token(Kind.COMMAND, "log"), Token(Kind.COMMAND, "lg")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 
 
@@ -66,9 +67,17 @@ def equivalent(answer: str, reference: str) -> bool:
             return words
         if tokenize(answer) == tokenize(reference) or same_choice(answer, reference):
             return True
-        return same(parse(tokenize(answer)), parse(tokenize(reference)))
+        return _same_texts(tokenize(answer), tokenize(reference))
     except (Unreadable, TooCostly):
         return False
+
+
+def _same_texts(answer: tuple[Token, ...], reference: tuple[Token, ...]) -> bool:
+    r"""Compared with `\log` as the natural logarithm; then, where it has no base, as that to base 10 on both sides."""
+    if same(parse(answer), parse(reference)):
+        return True
+    common = [tuple(_COMMON_LOG if token == _LOG else token for token in tokens) for tokens in (answer, reference)]
+    return common != [answer, reference] and same(parse(common[0]), parse(common[1]))
 
 
 def why_unreadable(reference: str) -> str | None:
@@ -102,11 +111,11 @@ def same(answer: Node, reference: Node) -> bool:
     domains = _domain(answer), _domain(reference)
     if "\\ZZ" in domains or domains == ("\\RR", "\\RR"):
         return _same_family(_family(answer), _family(reference))
-    answer, reference = canonical(answer), canonical(reference)
     if is_real_set(answer) or is_real_set(reference):
         verdict = same_real_set(answer, reference)
         if verdict is not None:
             return verdict
+    answer, reference = canonical(answer), canonical(reference)
     if isinstance(answer, Relation) or isinstance(reference, Relation):
         return _same_relation(answer, reference)
     if isinstance(answer, Union) or isinstance(reference, Union):
@@ -176,7 +185,14 @@ def _same_group(answer: Node, reference: Node) -> bool:
         return len(kinds) == 1 and _same_ratio(answer.items, reference.items)
     if "\\{" in kinds:
         return False
-    return _same_brackets(answer, reference) and _in_order(answer.items, reference.items)
+    return _same_brackets(answer, reference) and _in_order(_coordinates(answer), _coordinates(reference))
+
+
+def _coordinates(group: Group) -> tuple[Node, ...]:
+    """The items; those of x = 1, y = 2 in the order of the names."""
+    if not group.opening and all(isinstance(i, Relation) and isinstance(i.sides[0], Symbol) for i in group.items):
+        return tuple(sorted(group.items, key=lambda i: i.sides[0].name))  # type: ignore[union-attr]
+    return group.items
 
 
 def _same_ratio(answer: Sequence[Node], reference: Sequence[Node]) -> bool:
@@ -254,7 +270,7 @@ def _same_relation(answer: Node, reference: Node) -> bool:
         value = _stated_value(answer) or as_interval(_upward(answer))
         return value is not None and same(value, reference)
     assert isinstance(reference, Relation)
-    if isinstance(reference.sides[0], Apply) and reference.sides[0].operator == "+":
+    if isinstance(reference.sides[0], Apply) and reference.sides[0].operator != "call":
         return False  # x + y + z = 0 is a plane, not the number 0
     value = _stated_value(reference) or as_interval(_upward(reference))
     return value is not None and same(answer, value)
@@ -279,12 +295,11 @@ def _is_name(node: Node) -> bool:
         case Symbol():
             return node.name not in ("pi", "e", "i")
         case Apply(operator="*"):
-            first, *rest = node.arguments
-            if len(rest) == 1 and isinstance(first, Symbol) and isinstance(rest[0], Number):
-                return True
             return all(_is_name(argument) for argument in node.arguments)
         case Apply(operator="^", arguments=(base, exponent)):
             return exponent == MINUS_ONE and _is_name(base)  # dy/dx
+        case Apply(operator="call"):
+            return True
         case Apply(operator="+" | "abs"):
             return all(_is_name(argument) for argument in node.arguments)
         case Group():
@@ -305,10 +320,12 @@ def _same_equation(answer: Relation, reference: Relation) -> bool:
         return all(same(a, r) for a, r in zip(answer.sides, reference.sides, strict=True))
     match answer.sides[0], reference.sides[0]:
         case (
-            Apply(operator="*", arguments=(Symbol() as function, Symbol(name=mine))),
-            Apply(operator="*", arguments=(Symbol() as other, Symbol() as theirs)),
+            Apply(operator="call", arguments=(function, Symbol(name=mine))),
+            Apply(operator="call", arguments=(other, Symbol() as theirs)),
         ) if function == other:
             return same(replaced(answer.sides[1], mine, theirs), reference.sides[1])  # f(t) = t^2
+        case (Symbol(name="y"), Apply(operator="call")) | (Apply(operator="call"), Symbol(name="y")):
+            return same(answer.sides[1], reference.sides[1])
     return numeric.proportional(_difference(answer), _difference(reference), positive=False)
 
 

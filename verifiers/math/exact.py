@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from verifiers.math.nodes import Apply, Node, Number, Quantity, TooCostly
+from verifiers.math.nodes import Apply, Node, Number, TooCostly
 
 MAX_BITS = 16_000
 MAX_FACTORIAL = 1_000
@@ -19,8 +19,6 @@ def rational(node: Node) -> Fraction | None:
     match node:
         case Number():
             return node.value
-        case Quantity():
-            return rational(node.value)
         case Apply():
             operation = _OPERATIONS.get(node.operator)
             if operation is None:

@@ -1,7 +1,12 @@
 """One form for what may be written in several, before trees are compared."""
 
-from verifiers.math.nodes import Apply, Group, Node, Quantity, Relation, Symbol, children, listed, negate
+from collections.abc import Iterator
+from itertools import product
+
+from verifiers.math.nodes import Apply, Group, Node, Quantity, Relation, Symbol, TooCostly, children, listed, negate
 from verifiers.math.vectors import evaluated
+
+MAX_SIGNS = 4
 
 
 def canonical(node: Node) -> Node:
@@ -20,36 +25,46 @@ def _are_names(nodes: tuple[Node, ...]) -> bool:
 
 
 def _expanded(node: Node) -> Node:
-    """Plus-minus written out: one value or tuple becomes a list of two, whose items join a list or set around it."""
+    """Plus-minus written out: one value or tuple becomes a list, whose items join a list or set around it."""
     if isinstance(node, Group) and node.opening in ("", "\\{"):
         items: list[Node] = []
         for item in node.items:
             both = _expanded(item)
             items.extend(both.items if isinstance(both, Group) and both is not item else (item,))
         return Group(node.opening, tuple(items), node.closing) if len(items) > len(node.items) else node
-    if not _has_plus_minus(node):
+    signs = _signs(node)
+    if not signs:
         return node
-    return Group("", (evaluated(_with_signs(node, 1)), evaluated(_with_signs(node, -1))), "")
+    if "mp" in signs:  # all change together
+        choices = [[1] * len(signs), [-1] * len(signs)]
+    elif len(signs) <= MAX_SIGNS:
+        choices = [list(choice) for choice in product((1, -1), repeat=len(signs))]
+    else:
+        raise TooCostly("too many signs")
+    return Group("", tuple(evaluated(_with_signs(node, iter(choice))) for choice in choices), "")
 
 
-def _has_plus_minus(node: Node) -> bool:
-    if isinstance(node, Apply) and node.operator in ("pm", "mp"):
-        return True
-    return isinstance(node, Apply | Quantity | Relation | Group) and any(_has_plus_minus(c) for c in children(node))
+def _signs(node: Node) -> list[str]:
+    """The signs in the order of `_with_signs`."""
+    mine = [node.operator] if isinstance(node, Apply) and node.operator in ("pm", "mp") else []
+    if not isinstance(node, Apply | Quantity | Relation | Group):
+        return []
+    return mine + [sign for child in children(node) for sign in _signs(child)]
 
 
-def _with_signs(node: Node, sign: int) -> Node:
+def _with_signs(node: Node, signs: Iterator[int]) -> Node:
     match node:
         case Apply(operator="pm" | "mp"):
-            inner = _with_signs(node.arguments[0], sign)
-            return inner if (sign > 0) == (node.operator == "pm") else negate(inner)
+            positive = (next(signs) > 0) == (node.operator == "pm")
+            inner = _with_signs(node.arguments[0], signs)
+            return inner if positive else negate(inner)
         case Apply():
-            return Apply(node.operator, tuple(_with_signs(a, sign) for a in node.arguments))
+            return Apply(node.operator, tuple(_with_signs(a, signs) for a in node.arguments))
         case Quantity():
-            return Quantity(_with_signs(node.value, sign), node.unit)
+            return Quantity(_with_signs(node.value, signs), node.unit)
         case Group():
-            return Group(node.opening, tuple(_with_signs(item, sign) for item in node.items), node.closing)
+            return Group(node.opening, tuple(_with_signs(item, signs) for item in node.items), node.closing)
         case Relation():
-            return Relation(tuple(_with_signs(s, sign) for s in node.sides), node.operators)
+            return Relation(tuple(_with_signs(s, signs) for s in node.sides), node.operators)
         case _:
             return node

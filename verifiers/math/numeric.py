@@ -1,31 +1,30 @@
 """Deciding whether two expressions are identical, by evaluating both at points to many digits.
 
-Ordinary floating point comes first and rejects nearly all that differ. What remains is evaluated with as many
-digits as it takes to tell the two apart: the number of digits grows with the range of sizes of all intermediate
-values and with the digits that the texts spell out, so that no tolerance can hide a difference which the answers
-state. What would need more than `MAX_DIGITS` is refused.
+There are as many digits as it takes to tell the two apart: their number grows with the range of sizes of all
+intermediate values and with the digits that the texts spell out, so that no tolerance can hide a difference which the
+answers state. What would need more than `MAX_DIGITS` is refused.
 """
 
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
 from verifiers.math.exact import rational
-from verifiers.math.nodes import Apply, Node, Number, Quantity, Symbol, TooCostly, Unreadable, symbols
+from verifiers.math.nodes import Apply, Node, Number, Symbol, TooCostly, Unreadable, children, symbols
 
-BASE_DIGITS = 60
+BASE_DIGITS = 120
 MAX_DIGITS = 1_500
 MAX_MAGNITUDE = 300  # decimal digits before the point of any intermediate value
 MAX_EXPONENT = 100_000  # of any base, however near to 1: each digit of it costs one of the result
-FLOAT_TOLERANCE = 1e-7  # relative to the largest intermediate value: far above rounding, so it only rejects
 MAX_GAMMA_BITS = 1_000  # of precision, beyond which a factorial that is not rational takes seconds
 MAX_SYMBOLS = 12
 NEEDED_POINTS = 2
+INTEGER_POINTS = 16
+MAX_FAR = 10**6
 
 CONSTANTS = frozenset(("pi", "e", "i"))
-# Of these exponents each makes one point: two positive, two of mixed sign, two of integers (where (-1)^n is real).
-_POINT_EXPONENTS = (5, 7, 11, 13, 17, 19)
 
 Value = Any  # a real or complex number of the context in use
 
@@ -38,7 +37,7 @@ def identical(first: Node, second: Node) -> bool:
     """
     names = sorted((symbols(first) | symbols(second)) - CONSTANTS)
     real_points, other_points = 0, []
-    for point in _sample(names):
+    for point in _sample(names, first, second):
         outcome = _equal_at(first, second, point)
         if outcome is None:
             continue
@@ -62,17 +61,17 @@ def proportional(first: Node, second: Node, positive: bool) -> bool:
     if not names:
         return False
     ratios = []
-    for point in _sample(names):
+    for point in _sample(names, first, second):
         ratio = _ratio_at(first, second, point)
         if ratio is not None:
             ratios.append(ratio)
     if len(ratios) < NEEDED_POINTS:
         return False
     context = _precise_context()
-    reference = ratios[0]
-    if positive and (context.im(reference) != 0 or context.re(reference) <= 0):
+    constant, _ = ratios[0]
+    if constant == 0 or (positive and (context.im(constant) != 0 or context.re(constant) <= 0)):
         return False
-    return all(abs(r - reference) <= abs(reference) * context.mpf(10) ** -(BASE_DIGITS // 2) for r in ratios)
+    return all(abs(ratio - constant) <= abs(constant) * error for ratio, error in ratios)
 
 
 def real_value(node: Node) -> tuple[Value, Value] | None:
@@ -88,59 +87,66 @@ def real_value(node: Node) -> tuple[Value, Value] | None:
     return context.re(value), evaluation.largest * context.mpf(10) ** -(BASE_DIGITS // 2)
 
 
-def _sample(names: list[str]) -> Iterator[dict[str, Fraction]]:
+def _sample(names: list[str], *nodes: Node) -> Iterator[dict[str, Fraction]]:
+    """Points near 0 and beyond all numbers in the trees, in sign patterns that tell symbols apart, and integers.
+
+    There are many of these, consecutive ones, where a tree may be periodic in them, as (-1)^n or floor(n/2).
+    """
     if len(names) > MAX_SYMBOLS:
         raise TooCostly("too many symbols")
     if not names:
         yield {}
         return
-    for number, exponent in enumerate(_POINT_EXPONENTS):
-        yield {name: _coordinate(number, exponent, index) for index, name in enumerate(names)}
+    far = 3 + 2 * max(map(_largest_number, nodes))
+    places = range(len(names))
+    signs = [[-1 if place >> bit & 1 else 1 for place in places] for bit in range((len(names) - 1).bit_length())]
+    yield {name: _scattered(place, 5) for place, name in enumerate(names)}
+    for pattern in ([1] * len(names), *signs, [-1] * len(names)):
+        yield {name: pattern[place] * _scattered(place, 11) for place, name in enumerate(names)}
+        yield {name: pattern[place] * (far + _scattered(place, 13)) for place, name in enumerate(names)}
+    for number in range(INTEGER_POINTS if any(map(_counts, nodes)) else 2):
+        yield {
+            name: Fraction(pow(place + 2, number + 3, 9973) % INTEGER_POINTS if place else number) + 2
+            for place, name in enumerate(names)
+        }
 
 
-def _coordinate(number: int, exponent: int, index: int) -> Fraction:
-    """The value of one symbol at one point: scattered, so that no small relation holds between symbols."""
-    residue = pow(index + 2, exponent, 9973)
-    match number:
-        case 0 | 1:
-            return Fraction(residue % 4001 + 300, 2003)
-        case 2 | 3:
-            return Fraction((-1) ** (index + number) * (residue % 3001 + 200), 1009)
+def _scattered(place: int, salt: int) -> Fraction:
+    """Between 0.15 and 2.2, so that no small relation holds between symbols."""
+    return Fraction(pow(place + 2, salt, 9973) % 4001 + 300, 2003)
+
+
+def _largest_number(node: Node) -> Fraction:
+    if isinstance(node, Number):
+        return min(abs(node.value), Fraction(MAX_FAR))
+    return max(map(_largest_number, children(node)), default=Fraction(1))
+
+
+def _counts(node: Node) -> bool:
+    """Whether a tree may be periodic in an integer."""
+    match node:
+        case Apply(operator="floor" | "ceil" | "binom" | "!"):
+            return True
+        case Apply(operator="^", arguments=(_, exponent)) if symbols(exponent) - CONSTANTS:
+            return True
+        case Apply(operator="sin" | "cos" | "tan", arguments=(argument,)) if "pi" in symbols(argument):
+            return True
         case _:
-            return Fraction(residue % 13 + 2)
+            return any(map(_counts, children(node)))
 
 
 def _equal_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bool, bool] | None:
     """(equal, both real) at a point; None where one of them has no finite value."""
-    rough = _equal_in_floats(first, second, point)
-    if rough is not None and not rough[0]:
-        return rough
-    context, digits = _context_for(first, second, point)
-    evaluation = _Evaluation(context, point)
-    values = [evaluation.value_or_none(node) for node in (first, second)]
-    if values[0] is None or values[1] is None:
+    found = _precise_values(first, second, point)
+    if found is None:
         return None
-    tolerance = evaluation.largest * context.mpf(10) ** -(digits * 6 // 10)
+    values, tolerance, _ = found
+    context = _precise_context()
     is_real = all(abs(context.im(v)) <= tolerance for v in values)
     one_real = any(abs(context.im(v)) <= tolerance for v in values)
     if one_real and not is_real and point:
         return None  # one is not defined there among the reals
     return abs(values[0] - values[1]) <= tolerance, is_real
-
-
-def _equal_in_floats(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bool, bool] | None:
-    """As `_equal_at` but trustworthy only when it says that two reals differ; None if floats cannot tell."""
-    from mpmath import fp
-
-    evaluation = _Evaluation(fp, point)
-    try:
-        values = [evaluation.value_or_none(node) for node in (first, second)]
-    except (TooCostly, OverflowError):
-        return None
-    a, b = values
-    if a is None or b is None or a.imag or b.imag:
-        return None
-    return (False, True) if abs(a - b) > FLOAT_TOLERANCE * evaluation.largest else None
 
 
 def _context_for(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[Any, int]:
@@ -150,24 +156,40 @@ def _context_for(first: Node, second: Node, point: dict[str, Fraction]) -> tuple
     evaluation = _Evaluation(context, point)
     for node in (first, second):
         evaluation.value_or_none(node)
-    span = int(context.mag(evaluation.largest) - context.mag(evaluation.smallest)) * 3 // 10
-    digits = BASE_DIGITS + 3 * span + 2 * evaluation.literal_digits
+    digits = evaluation.digits_needed()
     if digits > MAX_DIGITS:
         raise TooCostly("too many digits needed")
     context.dps = digits
     return context, digits
 
 
-def _ratio_at(first: Node, second: Node, point: dict[str, Fraction]) -> Value | None:
-    context, digits = _context_for(first, second, point)
-    evaluation = _Evaluation(context, point)
-    values = [evaluation.value_or_none(node) for node in (first, second)]
-    if values[0] is None or values[1] is None:
+def _precise_values(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[list[Value], Value, int] | None:
+    """Both values, the difference that rounding may make between them, and the digits that were used.
+
+    None where one of them has no finite value, or only seems to have one: a divisor that is 0 to all digits.
+    """
+    try:
+        context, digits = _context_for(first, second, point)
+        evaluation = _Evaluation(context, point)
+        values = [evaluation.value_or_none(node) for node in (first, second)]
+    except TooCostly:
+        if point:
+            return None
+        raise
+    if values[0] is None or values[1] is None or evaluation.digits_needed() > digits * 3 // 2:
         return None
-    tolerance = evaluation.largest * context.mpf(10) ** -(digits * 6 // 10)
+    return values, evaluation.largest * context.mpf(10) ** -(digits * 8 // 10), digits
+
+
+def _ratio_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[Value, Value] | None:
+    """first / second at a point and its relative error; None where either has no value or the second vanishes."""
+    found = _precise_values(first, second, point)
+    if found is None:
+        return None
+    values, tolerance, digits = found
     if abs(values[1]) <= tolerance:
         return None
-    return values[0] / values[1]
+    return values[0] / values[1], _precise_context().mpf(10) ** -(digits * 35 // 100)
 
 
 _local = threading.local()
@@ -197,6 +219,11 @@ class _Evaluation:
         self.limit = context.mpf(10) ** MAX_MAGNITUDE
         self.literal_digits = 0
 
+    def digits_needed(self) -> int:
+        """To tell two results apart, given the sizes of everything on the way and the digits that are spelled out."""
+        span = int(self.context.mag(self.largest) - self.context.mag(self.smallest)) * 3 // 10
+        return BASE_DIGITS + 3 * span + 2 * self.literal_digits
+
     def value_or_none(self, node: Node) -> Value | None:
         """The finite value of a tree, or None if it has none here (a pole, a branch point, an overflow)."""
         try:
@@ -211,10 +238,10 @@ class _Evaluation:
                 result = self.fraction(node.value)
             case Symbol():
                 result = self.symbol(node.name)
-            case Quantity():
-                result = self.value(node.value)
             case Apply(operator="^"):
                 result = self.power(*node.arguments)
+            case Apply(operator="call", arguments=(Symbol(name=name), *arguments)):
+                result = self.unknown(name, [self.value(a) for a in arguments])
             case Apply():
                 result = self.apply(node.operator, [self.value(a) for a in node.arguments])
             case _:
@@ -242,6 +269,12 @@ class _Evaluation:
             case "i":
                 return self.context.mpc(0, 1)
         return self.fraction(self.point[name])
+
+    def unknown(self, name: str, arguments: list[Value]) -> Value:
+        """A function of which only the name is known: any that has no property by which two answers could agree."""
+        seed = zlib.crc32(name.encode()) % 9973
+        terms = [self.context.sin(value * (seed + k) / 997 + seed) for k, value in enumerate(arguments, 1)]
+        return self.context.fsum(terms) + self.context.mpf(seed) / 1009
 
     def apply(self, operator: str, arguments: list[Value]) -> Value:
         function, arity = _FUNCTIONS.get(operator, (None, 0))
@@ -305,6 +338,15 @@ def _reals(context: Any, values: tuple[Value, ...]) -> list[Value]:
     return [context.re(value) for value in values]
 
 
+def _snapped(context: Any, value: Value) -> Value:
+    """A real value, or the integer that it cannot be told from: floor(log_10 1000) is 3."""
+    (real,) = _reals(context, (value,))
+    nearest = context.floor(real + 0.5)
+    if abs(real - nearest) > context.mpf(2) ** (-context.prec * 8 // 10) * max(1, abs(real)):
+        return real
+    return nearest
+
+
 def _named(name: str) -> Callable[..., Value]:
     return lambda context, value: getattr(context, name)(value)
 
@@ -327,8 +369,8 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Value], int]] = {
     "log": (_log, 1),
     "max": (lambda context, *values: max(_reals(context, values)), 0),
     "min": (lambda context, *values: min(_reals(context, values)), 0),
-    "floor": (lambda context, value: context.floor(*_reals(context, (value,))), 1),
-    "ceil": (lambda context, value: context.ceil(*_reals(context, (value,))), 1),
+    "floor": (lambda context, value: context.floor(_snapped(context, value)), 1),
+    "ceil": (lambda context, value: context.ceil(_snapped(context, value)), 1),
     **{
         name: (_named("a" + name.removeprefix("arc") if name.startswith("arc") else name), 1)
         for name in (*_SAME_NAME, *(f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")))

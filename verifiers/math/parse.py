@@ -26,7 +26,7 @@ from verifiers.math.nodes import (
     replaced,
     size,
 )
-from verifiers.math.spelling import BASES, FUNCTIONS, UNREADABLE
+from verifiers.math.spelling import BASES, CALLED, FUNCTIONS, MULTIPLES, NO_UNITS, UNREADABLE
 from verifiers.math.tokens import CACHED, Kind, Token
 from verifiers.math.units import canonical_unit
 from verifiers.math.vectors import determinant
@@ -41,6 +41,7 @@ _CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
 _NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "setminus", "pm", "mp", "over", "choose"}
 _ENDS_OF_FACTORS = frozenset(("!", ")", "]", "}"))  # a number may follow: 2!3!
 _PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
+_TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}
 _CONSTANTS = {"pi": "pi", "infty": "infty"}
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "smallmatrix", "array"))
 _END = Token(Kind.MARK, "")
@@ -208,7 +209,7 @@ class _Parser:
             if self.accept("^"):
                 node = self.degrees(node) or Apply("^", (node, self.exponent()))
             elif self.accept("circ"):
-                node = Apply("deg", (node,))
+                node = self.temperature(node) or Apply("deg", (node,))
             elif self.accept("!"):
                 node = Apply("!", (node,))
             elif self.accept("%"):
@@ -238,12 +239,19 @@ class _Parser:
 
     def degrees(self, node: Node) -> Node | None:
         """After `^`: `\\circ` and `{\\circ}` are degrees, anything else is an exponent."""
-        if self.accept("circ"):
-            return Apply("deg", (node,))
         if [t.text for t in self.tokens[self.at : self.at + 3]] == ["{", "circ", "}"]:
             self.at += 3
-            return Apply("deg", (node,))
-        return None
+        elif not self.accept("circ"):
+            return None
+        return self.temperature(node) or Apply("deg", (node,))
+
+    def temperature(self, node: Node) -> Node | None:
+        r"""After the sign for degrees: `C` and `\text{F}` at the end of a factor."""
+        token = self.peek
+        if token.kind not in (Kind.LETTER, Kind.WORD) or token.text not in _TEMPERATURES:
+            return None
+        self.next()
+        return Quantity(node, _TEMPERATURES[token.text])
 
     def exponent(self) -> Node:
         self.enter()
@@ -258,6 +266,12 @@ class _Parser:
             words, power = self.unit_fraction()
         else:
             words, power = self.unit_words()
+        if words[0] in MULTIPLES:
+            value, words = multiply([value, Number(Fraction(MULTIPLES[words[0]]))]), words[1:]
+            if not words:
+                return value
+        if NO_UNITS & set(" ".join(words).split()):
+            raise Unreadable("words that are no unit")
         name = " ".join(words)
         if name == "percent":
             return multiply([value, Number(Fraction(1, 100))])
@@ -309,10 +323,8 @@ class _Parser:
             return Quantity(self.factor(), _PREFIX_CURRENCIES[token.text])
         if token.text == "C" and (choose := self.combinations()):
             return choose
-        if token.kind is Kind.LETTER and token.text.isupper() and (point := self.coordinates()):
-            return point
         if token.kind in (Kind.LETTER, Kind.WORD):
-            return Symbol(token.text + self.name_suffix())
+            return self.name(token)
         if token.kind is Kind.COMMAND:
             return self.command(token.text)
         if token.text in _PAIRS:
@@ -321,13 +333,34 @@ class _Parser:
             return self.between_bars()
         raise Unreadable(f"unexpected {token.text!r}")
 
-    def coordinates(self) -> Node | None:
-        """After the name of a point: `(1,2)`."""
-        before = self.at
-        if self.peek.text == "(" and isinstance(point := self.atom(), Group):
-            return point
-        self.at = before
-        return None
+    def name(self, token: Token) -> Node:
+        """A variable; before parentheses, it may be a function, or the label of a point."""
+        symbol = Symbol(token.text + self.name_suffix())
+        if self.peek.text != "(" or token.kind is Kind.WORD:
+            return symbol
+        if token.text in ("P", "E") and (probability := self.probability(symbol)):
+            return probability
+        following = self.tokens[self.at + 1 : self.at + 3]
+        is_value = len(following) == 2 and following[0].kind is Kind.NUMBER and following[1].text == ")"
+        if not is_value and token.text not in CALLED:
+            return symbol
+        if self.at_condition():
+            return symbol
+        argument = self.atom()
+        if isinstance(argument, Group):
+            return argument if token.text.isupper() else Apply("call", (symbol, *argument.items))
+        return Apply("call", (symbol, argument))
+
+    def probability(self, symbol: Symbol) -> Node | None:
+        """`P(A|B)` and `P(X = 2)` as a name, the text in parentheses unread."""
+        end = self.at
+        while end < len(self.tokens) and self.tokens[end].text != ")":
+            end += 1
+        inside = [token.text for token in self.tokens[self.at + 1 : end]]
+        if end == len(self.tokens) or not {"|", "=", "<", ">", "<=", ">="} & set(inside):
+            return None
+        self.at = end + 1
+        return Symbol(f"{symbol.name}({''.join(inside)})")
 
     def combinations(self) -> Node | None:
         """After C: `(n,k)` and `_n^k`, where n is a number."""
@@ -345,6 +378,8 @@ class _Parser:
     def numeral(self, digits: str) -> Node:
         self.next()
         base = self.raw_argument()
+        if base == "10" and digits.isdigit():
+            return read_number(digits)
         return Numeral(digits, BASES.get(base, base))
 
     def name_suffix(self) -> str:
@@ -376,7 +411,7 @@ class _Parser:
 
     def known_command(self, name: str) -> Node:
         if name == "frac":
-            return multiply([self.argument(), invert(self.argument())])
+            return self.fraction()
         if name == "binom":
             return Apply("binom", (self.argument(), self.argument()))
         if name == "sqrt":
@@ -400,7 +435,33 @@ class _Parser:
             return Group("\\{", (), "\\}")
         if name in UNREADABLE or name in _CLOSERS or name.startswith("end "):
             raise Unreadable(f"no meaning for {name}")
-        return Symbol(_CONSTANTS.get(name, "\\" + name) + self.name_suffix())
+        symbol = Symbol(_CONSTANTS.get(name, "\\" + name) + self.name_suffix())
+        if self.peek.text == "{" or (self.peek.text == "(" and (name in CALLED or name.startswith("called "))):
+            argument = self.atom()
+            return Apply("call", (symbol, *(argument.items if isinstance(argument, Group) else (argument,))))
+        return symbol
+
+    def fraction(self) -> Node:
+        if derivative := self.derivative():
+            return derivative
+        above, below = self.argument(), self.argument()
+        match above, below:
+            case Quantity(), Quantity():
+                return Quantity(multiply([above.value, invert(below.value)]), f"{above.unit} / {below.unit}")
+            case Quantity(), _:
+                return Quantity(multiply([above.value, invert(below)]), above.unit)
+        return multiply([above, invert(below)])
+
+    def derivative(self) -> Node | None:
+        """`{dy}{dx}`: not a fraction from which d cancels."""
+        tokens = self.tokens[self.at : self.at + 8]
+        texts = [token.text for token in tokens]
+        if len(texts) < 8 or [texts[i] for i in (0, 1, 3, 4, 5, 7)] != ["{", "d", "}", "{", "d", "}"]:
+            return None
+        if tokens[2].kind is not Kind.LETTER or tokens[6].kind is not Kind.LETTER:
+            return None
+        self.at += 8
+        return Apply("call", (Symbol("d/d"), Symbol(texts[2]), Symbol(texts[6])))
 
     def series(self, join: Callable[[list[Node]], Node]) -> Node:
         r"""`\sum_{k=1}^{10} k^2` written out, if its bounds are integers and it is short."""
@@ -456,6 +517,8 @@ class _Parser:
             name, power = "arc" + name, None
         elif power == MINUS_ONE and name.endswith("h"):
             raise Unreadable("inverse hyperbolic function")
+        if name == "lg":
+            name, base = "log", base or Number(Fraction(10))
         if name == "cis":
             name, arguments = "exp", (multiply([Symbol("i"), *arguments]),)
         node: Node = Apply(name, (*arguments, base) if base else arguments)

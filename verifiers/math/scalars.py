@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from verifiers.math import numeric, symbolic
 from verifiers.math.exact import rational
-from verifiers.math.nodes import Apply, Node, Number, Numeral, Quantity, children
+from verifiers.math.nodes import Apply, Node, Number, Numeral, Quantity, Unreadable, children
 
 ROUNDED_DECIMALS = 4
 
@@ -22,8 +22,8 @@ def same_scalar(answer: Node, reference: Node) -> bool:
         verdict = rung(answer, reference)
         if verdict is not None:
             return verdict
-    # Numbers reject fast; where they agree sympy may still refute, and where it cannot decide the digits count.
-    return numeric.identical(answer, reference) and symbolic.proven(answer, reference) is not False
+    # Numbers reject fast; where they agree sympy has the last word on rational functions, else the digits count.
+    return numeric.identical(answer, reference) and symbolic.same_rational_function(answer, reference) is not False
 
 
 def _same_numeral(answer: Node, reference: Node) -> bool:
@@ -33,13 +33,25 @@ def _same_numeral(answer: Node, reference: Node) -> bool:
 
 
 def _split_unit(node: Node) -> tuple[str | None, Node]:
-    if isinstance(node, Quantity):
-        return node.unit, node.value
+    """Unit and value; a sum has a unit if all of its terms have that one. Raises Unreadable if they have several."""
     match node:
+        case Quantity():
+            return node.unit, node.value
         case Apply(operator="deg"):
             return "deg", node.arguments[0]
-        case Apply(operator="*", arguments=(*rest, Apply(operator="deg", arguments=(last,)))):
-            return "deg", Apply("*", (*rest, last))
+        case Apply(operator="*", arguments=factors):
+            degrees = [i for i, factor in enumerate(factors) if isinstance(factor, Apply) and factor.operator == "deg"]
+            if len(degrees) != 1:
+                return None, node
+            return "deg", Apply("*", tuple(_split_unit(f)[1] if i in degrees else f for i, f in enumerate(factors)))
+        case Apply(operator="+", arguments=terms):
+            split = [_split_unit(term) for term in terms]
+            units = {unit for (unit, value), term in zip(split, terms, strict=True) if value is not term}
+            if not units:
+                return None, node
+            if len(units) > 1 or any(value is term for (_, value), term in zip(split, terms, strict=True)):
+                raise Unreadable("terms of different units")
+            return units.pop(), Apply("+", tuple(value for _, value in split))
         case _:
             return None, node
 

@@ -191,6 +191,8 @@ def _half_line(number: Node, operator: str) -> Pieces | None:
             return _interval(number, INFINITY, operator == ">=", False)
         case "=":
             return _interval(number, number, True, True)
+        case "!=" if isinstance(number, Apply) and number.operator == "pm":
+            return _common(_half_line(number.arguments[0], "!="), _half_line(negate(number.arguments[0]), "!="))
         case _:
             return _without(_pieces(_REALS), _interval(number, number, True, True))
 

@@ -25,12 +25,12 @@ def _greek(letters: str) -> dict[str, str]:
 # Functions that apply to what follows them.
 FUNCTIONS = _words(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth "
-    "ln log exp sqrt gcd lcm max min cis"
+    "ln log lg exp sqrt gcd lcm max min cis"
 )
 
 # Commands without a meaning here: an answer that holds one is compared as text.
 UNREADABLE = _words(
-    "int lim iint oint dots vdots bmod pmod mod equiv to cap subset subseteq notin "
+    "int lim iint oint dots vdots bmod pmod mod equiv to cap subset subseteq notin not neg nless ngeq "
     "implies iff Rightarrow Leftrightarrow rightarrow longrightarrow cong sim parallel perp forall exists"
 )
 
@@ -67,7 +67,6 @@ ALIASES = _spelled(
         "\\\\": "newline cr",
         "circ": "degree",
         "emptyset": "varnothing",
-        "log": "lg",
         "csc": "cosec",
         "arcsin": "asin",
         "arccos": "acos",
@@ -82,10 +81,37 @@ ALIASES = _spelled(
     }
 )
 
-MARKS = {"==": "=", "=<": "<=", "**": "^", "\\%": "%", "\\$": "$", "\\|": "|", "\\_": "_", "\\#": "#", "\\&": "&"}
+MARKS = {
+    "==": "=",
+    ":=": "=",
+    "=<": "<=",
+    "**": "^",
+    "\\%": "%",
+    "\\$": "$",
+    "\\|": "|",
+    "\\_": "_",
+    "\\#": "#",
+    "\\&": "&",
+}
 
 # Words that plain text uses for commands and separators.
 PLAIN_WORDS = _spelled({"pi": "pi", "infty": "infinity inf oo", "theta": "theta", ",": "and or"})
+
+# Words that multiply the number before them.
+MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+# Words after a number that no unit holds: they change what it says.
+NO_UNITS = _words(
+    "squared cubed minus plus times over divided or more less than least most not greater fewer under above below "
+    "between about roughly approximately either"
+)
+
+GREEK = _words(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
+)
+
+# Letters that are functions where parentheses follow them, and commands too.
+CALLED = _words("f g A B D E F G H I J K L M N P Q R S T U V W X Y Z Gamma zeta arg Re Im det dim ker deg Pr")
 
 # Bases of numerals in words.
 BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}

@@ -15,13 +15,14 @@ from verifiers.math.spelling import (
     ALIASES,
     CHARACTERS,
     FUNCTIONS,
+    GREEK,
     MARKS,
     PLAIN_WORDS,
     SILENT,
     SUBSCRIPTS,
     SUPERSCRIPTS,
 )
-from verifiers.math.units import is_unit_word
+from verifiers.math.units import is_unit, is_unit_word
 
 MAX_CHARS = 4_000
 CACHED = 512  # references come back once for each sample of their group
@@ -52,25 +53,30 @@ _TOKEN = re.compile(
   | (?:\\text\s*\{)?(?P<numeral>(?=\d*[A-Fa-f])[\dA-Fa-f]{2,}+)\}?(?=_\{?16\b)
   | (?P<number>
         \d{1,3}(?:(?:\{,\}|\\[,!;:\ ]|,\\!\ ?|\ |~)\d{3}(?!\d))+(?:\.\d+)?
-      | (?:\d+\.?\d*|\.\d+)(?:\\overline\s*\{\d+\}|(?:\\dot\s*\{?\d\}?\d*){1,2}|(?:[eE][-+]?\d+(?![\da-zA-Z]))?) )
+      | (?:\d+\.?\d*|\.\d+)
+        (?:\\(?:overline|bar)\s*\{\d+\} | (?:\\dot\s*\{?\d\}?\d*){1,2} | (?:[eE][-+]?\d+(?![\da-zA-Z]))?) )
   | (?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|mbox|hbox|mathrm|rm|operatorname\*?)
         \s*\{(?P<content>(?:[^{}]|\{[^{}]*\})*+)\})
   | \\(?:mathbf|hat|vec|boldsymbol)\s*\{\s*\\?(?P<unit>[ijk])(?:math)?\s*\}
   | \\begin\s*\{(?P<begin>\w+\*?)\}(?:\s*\{[lcr|@!\s]*\})?
   | \\end\s*\{(?P<end>\w+\*?)\}
   | \\mathbb\s*\{?\s*(?P<blackboard>[A-Z])\s*\}?
+  | (?P<unequal>\\not\s*=)
   | \\(?P<command>[a-zA-Z]+)\*?
-  | (?P<mark>\\[\\{}%$|\#&_] | <= | >= | != | == | =< | \*\* | \S)
+  | (?P<mark>\\[\\{}%$|\#&_] | <= | >= | != | == | := | =< | \*\* | \S)
     """,
     re.VERBOSE,
 )
 _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|pi)([a-z]?)")
 _LETTERS = re.compile(r"[A-Za-z]+")
+_TIMES = frozenset(("min", "sec"))  # units of time after a value, else functions
 _SPEED = re.compile(r"(mm|cm|m|km|ft|mi)\s*/\s*(s|sec|min|h|hr)(?![A-Za-z])")
 _HEXADECIMAL = re.compile(r"[A-Fa-f][\dA-Fa-f]++_\{?16\b")
 _UNIT = re.compile(r"([a-z]+)(?:\s*/\s*([a-z]+))?(?:\^\{?(\d)\}?)?")
+_OVERLINE = "\u0305"  # combining
+_OVERLINED = re.compile(f"(?:\\d{_OVERLINE})+")
 _SCRIPTS = re.compile(f"([{SUPERSCRIPTS}]+)|([{SUBSCRIPTS}]+)")
-_REPEATING = re.compile(r"\\overline\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
+_REPEATING = re.compile(r"\\(?:overline|bar)\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
 _E_MINUS = re.compile(r"(?!1e)\d+[eE][-+]\d")
 _COMMA_GROUPS = re.compile(r"(?:,\d{3})++(?![\d]|,\d)(?:\.\d+)?")
 _OPENING, _CLOSING = frozenset(("(", "[", "\\{")), frozenset((")", "]", "\\}"))
@@ -86,7 +92,7 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise Unreadable("too long")
     if not text.isascii():
-        text = _SCRIPTS.sub(_script, text)
+        text = _SCRIPTS.sub(_script, _OVERLINED.sub(lambda m: rf"\overline{{{m[0].replace(_OVERLINE, '')}}}", text))
         text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
         text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))
     text = "".join(c for c in text if c >= " " or c in "\n\t").strip()
@@ -120,8 +126,8 @@ class _Tokenizer:
                 self._unit(speed[1], speed[2], None)
                 at = speed.end()
             elif (letters := _LETTERS.match(self.text, at)) and not _HEXADECIMAL.match(self.text, at):
-                self._letters(letters.group())
                 at = letters.end()
+                self._letters(letters.group(), self.text[at : at + 8])
             else:
                 match = _TOKEN.match(self.text, at)
                 if match is None:
@@ -136,11 +142,17 @@ class _Tokenizer:
         if kind == "number":
             return self._number(match)
         if kind in ("text", "content"):
-            self._text(match.group("content"))
+            content = match.group("content")
+            if text.startswith(r"\operatorname") and content.strip() not in FUNCTIONS:
+                self._add(Kind.COMMAND, f"called {content.strip()}")
+            else:
+                self._text(content)
         elif kind in ("begin", "end"):
             self._add(Kind.COMMAND, f"{kind} {match.group(kind)}")
         elif kind == "blackboard":
             self._add(Kind.COMMAND, match.group("blackboard") * 2)
+        elif kind == "unequal":
+            self._mark("!=")
         elif kind == "unit":
             self._add(Kind.COMMAND, f"unit {match.group(kind)}")
         elif kind == "numeral":
@@ -175,14 +187,16 @@ class _Tokenizer:
             self._add(Kind.MARK, ",")
         elif word == "to":
             self._add(Kind.MARK, ":")
-        elif word in FUNCTIONS and not (word == "min" and self._after_value()):
+        elif word in FUNCTIONS and not (word in _TIMES and self._after_value()):
             self._add(Kind.COMMAND, word)
         elif self.tokens and (unit := _UNIT.fullmatch(word)) and (unit[2] or unit[3]):
             self._unit(*unit.groups())
         elif any(c.isdigit() for c in content):
             self.tokens.extend(tokenize(content))
-        elif word == "e" or word == "i" or (word == "d" and self.tokens):
-            self._add(Kind.LETTER, word)
+        elif word in GREEK or word == "pi":
+            self._add(Kind.COMMAND, word)
+        elif word == "e" or word == "i" or (len(word) == 1 and self.tokens and not is_unit(word)):
+            self._add(Kind.LETTER, content)
         elif word:
             self._add(Kind.WORD, word.strip("().,:; ") if len(word) > 1 else content)
 
@@ -212,9 +226,13 @@ class _Tokenizer:
             self.brackets -= 1
         self._add(Kind.MARK, mark)
 
-    def _letters(self, run: str) -> None:
+    def _letters(self, run: str, following: str) -> None:
         word = run.casefold()
-        if run in FUNCTIONS or word in PLAIN_WORDS:
+        if run in _TIMES and self._after_value() and not following.lstrip(" .)}$"):
+            self._add(Kind.WORD, word)
+        elif run in GREEK and self._after_value():
+            self._command(run)
+        elif run in FUNCTIONS or word in PLAIN_WORDS:
             self._command(PLAIN_WORDS.get(word, run))
         elif self._after_value() and (is_unit_word(word) or (self.spaced and len(run) >= 4 and run.islower())):
             self._add(Kind.WORD, word)

@@ -29,6 +29,8 @@ _SPELLINGS = {
     "L": "l liter liters litre litres",
     "mL": "ml milliliter milliliters millilitre millilitres",
     "gallon": "gallons gal",
+    "celsius": "°c",
+    "fahrenheit": "°f",
     "unit": "units",
     "percent": "",
     "/": "per",
@@ -40,6 +42,11 @@ _SPEEDS = {"mph": "mi / h", "kph": "km / h", "kmh": "km / h"}
 _POWERS = {"square": 2, "cubic": 3}
 # Read as units only in \text{}: without it they are variables or function names.
 _LETTERS_OR_NAMES = frozenset(("m", "g", "s", "h", "l", "L", "in", "min"))
+
+
+def is_unit(word: str) -> bool:
+    r"""Whether a word in `\text{}` is a known unit."""
+    return word in _CANONICAL
 
 
 def is_unit_word(word: str) -> bool:

@@ -12,9 +12,14 @@ _LABEL = re.compile(
     r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{\s*)?\(([A-J])\)(?:\s*\}|\\?[ ,;:!~]|\\q?quad)+\s*(?=\S)"
 )
 _CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([A-J])\)?", re.IGNORECASE)
-_LEADING_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-J])\)|([A-J])(?:[).:]|$))")
+_LEADING_CHOICE = re.compile(
+    r"(?:(?:option|choice)\s+)?(?:\(([A-Ja-j])\)|((?-i:[A-J]))(?:[).:]|$))"
+    r"(?!\s*(?:[-+*/^_=<>,;&(]|or\b|and\b))(?!.*(?-i:\b[A-J]\b))",
+    re.IGNORECASE | re.DOTALL,
+)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'.,; -]*")
 _SEPARATOR = re.compile(r"\s*(?:[,;]|\band\b)\s*")
+_PARTS = re.compile(r"[- '.]+")
 _ARTICLE = re.compile(r"(?:an?|the) (?=\w{2})")
 _PRODUCT = re.compile(r"[a-z]{1,3}")  # letters that may be a product
 _TIME = re.compile(r"(\d{1,2})(?::(\d\d))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
@@ -55,7 +60,7 @@ def same_choice(answer: str, reference: str) -> bool:
     if wanted is None:
         return False
     given = _LEADING_CHOICE.match(_unwrapped(answer))
-    return given is not None and wanted.group(1) in given.groups()
+    return given is not None and wanted[1].upper() == (given[1] or given[2]).upper()
 
 
 def _unwrapped(text: str) -> str:
@@ -68,13 +73,13 @@ def _minutes(time: re.Match[str]) -> tuple[int, int, str]:
 
 
 def _word_list(text: str) -> list[str] | None:
-    """The words between commas and "and", sorted; None if this is no text: single small letters, or too short."""
+    """The words between commas and "and", sorted; None if they may be letters that stand for numbers, or too short."""
     if not _WORDS.fullmatch(text) or len(text) < 3:
         return None
     items = [item for item in _SEPARATOR.split(text) if item]
-    if all(_PRODUCT.fullmatch(item) and len(item) < 3 for item in items):
+    if not any(max(map(len, _PARTS.split(item))) > 2 for item in items) and not all(map(str.isupper, items)):
         return None
-    return sorted(item if len(item) == 1 else _ARTICLE.sub("", _plain(item)) for item in items)
+    return sorted(item if item.isupper() and len(item) < 4 else _ARTICLE.sub("", _plain(item)) for item in items)
 
 
 def _plain(word: str) -> str:
