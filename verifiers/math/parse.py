@@ -4,15 +4,14 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 
+from verifiers.math.atoms import CLOSERS, PAIRS, Atoms
+from verifiers.math.cursor import END
 from verifiers.math.literals import mixed_number, read_number
 from verifiers.math.nodes import (
-    MINUS_ONE,
     Apply,
     Group,
-    Matrix,
     Node,
     Number,
-    Numeral,
     Quantity,
     Relation,
     Symbol,
@@ -23,28 +22,17 @@ from verifiers.math.nodes import (
     listed,
     multiply,
     negate,
-    replaced,
-    size,
 )
-from verifiers.math.spelling import BASES, CALLED, FUNCTIONS, MULTIPLES, NO_UNITS, UNREADABLE
+from verifiers.math.spelling import MULTIPLES, NO_UNITS
 from verifiers.math.tokens import CACHED, Kind, Token
 from verifiers.math.units import canonical_unit
-from verifiers.math.vectors import determinant
 
 MAX_TOKENS = 1_500
-MAX_DEPTH = 60
-MAX_SERIES = 500  # parts of all terms together
 
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in"))
-_PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
-_CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
-_NOT_FACTORS = _CLOSERS | _RELATIONS | {"cup", "setminus", "pm", "mp", "over", "choose"}
+_NOT_FACTORS = CLOSERS | _RELATIONS | {"cup", "setminus", "pm", "mp", "over", "choose"}
 _ENDS_OF_FACTORS = frozenset(("!", ")", "]", "}"))  # a number may follow: 2!3!
-_PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
 _TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}
-_CONSTANTS = {"pi": "pi", "infty": "infty"}
-_MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "smallmatrix", "array"))
-_END = Token(Kind.MARK, "")
 
 
 @lru_cache(maxsize=CACHED)
@@ -57,38 +45,12 @@ def parse(tokens: tuple[Token, ...]) -> Node:
         raise Unreadable("too many tokens")
     parser = _Parser(tokens)
     items = parser.listing()
-    if parser.peek is not _END:
+    if parser.peek is not END:
         raise Unreadable(f"unexpected {parser.peek.text!r}")
     return listed(items)
 
 
-class _Parser:
-    def __init__(self, tokens: tuple[Token, ...]) -> None:
-        self.tokens = tokens
-        self.at = 0
-        self.depth = 0
-        self.bars = 0  # open |...|: inside, a bar closes
-
-    @property
-    def peek(self) -> Token:
-        return self.tokens[self.at] if self.at < len(self.tokens) else _END
-
-    def next(self) -> Token:
-        token = self.peek
-        self.at += 1
-        return token
-
-    def accept(self, *texts: str) -> str | None:
-        token = self.peek
-        if token.text in texts and token.kind in (Kind.MARK, Kind.COMMAND):
-            self.at += 1
-            return token.text
-        return None
-
-    def expect(self, text: str) -> None:
-        if not self.accept(text):
-            raise Unreadable(f"expected {text!r} at {self.peek.text!r}")
-
+class _Parser(Atoms):
     # Lists, relations and sets -------------------------------------------------------------------------
 
     def listing(self) -> list[Node]:
@@ -97,7 +59,7 @@ class _Parser:
         while self.accept(",", ";") or (self.peek.text == "(" and self.at_condition()):
             while self.accept(",", ";"):  # "1, 2, and 3"
                 pass
-            if self.peek is _END or self.peek.text in _CLOSERS:
+            if self.peek is END or self.peek.text in CLOSERS:
                 break
             item = self.relation()
             match items[0]:
@@ -190,12 +152,12 @@ class _Parser:
 
     def starts_factor(self) -> bool:
         token = self.peek
-        if token is _END:
+        if token is END:
             return False
         if token.kind is Kind.MARK:
             if token.text == "(" and self.at_condition():
                 return False
-            return token.text in _PAIRS or token.text == "$" or (token.text == "|" and not self.bars)
+            return token.text in PAIRS or token.text == "$" or (token.text == "|" and not self.bars)
         return token.text not in _NOT_FACTORS and not token.text.startswith("end ")
 
     def factor(self) -> Node:
@@ -231,11 +193,6 @@ class _Parser:
                 return mixed
         self.at = before
         return None
-
-    def enter(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("nested too deeply")
 
     def degrees(self, node: Node) -> Node | None:
         """After `^`: `\\circ` and `{\\circ}` are degrees, anything else is an exponent."""
@@ -312,339 +269,6 @@ class _Parser:
     def at_unit_quotient(self) -> bool:
         after = self.tokens[self.at + 1 : self.at + 2]
         return self.peek.text == "/" and bool(after) and after[0].kind is Kind.WORD
-
-    # Atoms ---------------------------------------------------------------------------------------------
-
-    def atom(self) -> Node:
-        token = self.next()
-        if token.kind is Kind.NUMBER:
-            return self.numeral(token.text) if self.peek.text == "_" else read_number(token.text)
-        if token.text in _PREFIX_CURRENCIES and (self.peek.kind is Kind.NUMBER or self.peek.text == "frac"):
-            return Quantity(self.factor(), _PREFIX_CURRENCIES[token.text])
-        if token.text == "C" and (choose := self.combinations()):
-            return choose
-        if token.kind in (Kind.LETTER, Kind.WORD):
-            return self.name(token)
-        if token.kind is Kind.COMMAND:
-            return self.command(token.text)
-        if token.text in _PAIRS:
-            return self.group(token.text)
-        if token.text == "|" and not self.bars:
-            return self.between_bars()
-        raise Unreadable(f"unexpected {token.text!r}")
-
-    def name(self, token: Token) -> Node:
-        """A variable; before parentheses, it may be a function, or the label of a point."""
-        symbol = Symbol(token.text + self.name_suffix())
-        if self.peek.text != "(" or token.kind is Kind.WORD:
-            return symbol
-        if token.text in ("P", "E") and (probability := self.probability(symbol)):
-            return probability
-        following = self.tokens[self.at + 1 : self.at + 3]
-        is_value = len(following) == 2 and following[0].kind is Kind.NUMBER and following[1].text == ")"
-        if not is_value and token.text not in CALLED:
-            return symbol
-        if self.at_condition():
-            return symbol
-        argument = self.atom()
-        if isinstance(argument, Group):
-            return argument if token.text.isupper() else Apply("call", (symbol, *argument.items))
-        return Apply("call", (symbol, argument))
-
-    def probability(self, symbol: Symbol) -> Node | None:
-        """`P(A|B)` and `P(X = 2)` as a name, the text in parentheses unread."""
-        end = self.at
-        while end < len(self.tokens) and self.tokens[end].text != ")":
-            end += 1
-        inside = [token.text for token in self.tokens[self.at + 1 : end]]
-        if end == len(self.tokens) or not {"|", "=", "<", ">", "<=", ">="} & set(inside):
-            return None
-        self.at = end + 1
-        return Symbol(f"{symbol.name}({''.join(inside)})")
-
-    def combinations(self) -> Node | None:
-        """After C: `(n,k)` and `_n^k`, where n is a number."""
-        before = self.at
-        if self.accept("_") and isinstance(n := self.argument(), Number) and self.accept("^"):
-            return Apply("binom", (n, self.argument()))
-        self.at = before
-        if self.peek.text == "(":
-            match self.atom():
-                case Group(opening="(", items=(Number() as n, Number() as k)) if n.value >= k.value:
-                    return Apply("binom", (n, k))
-        self.at = before
-        return None
-
-    def numeral(self, digits: str) -> Node:
-        self.next()
-        base = self.raw_argument()
-        if base == "10" and digits.isdigit():
-            return read_number(digits)
-        return Numeral(digits, BASES.get(base, base))
-
-    def name_suffix(self) -> str:
-        """Subscripts and primes, which are part of a name."""
-        suffix = ""
-        while True:
-            if self.accept("_"):
-                suffix += "_" + self.raw_argument()
-            elif self.accept("'"):
-                suffix += "'"
-            else:
-                return suffix
-
-    def raw_argument(self) -> str:
-        """The text of a group or single token, unread."""
-        if not self.accept("{"):
-            return self.next().text
-        text = ""
-        while self.peek is not _END and self.peek.text != "}":
-            text += self.next().text
-        self.expect("}")
-        return text
-
-    def command(self, name: str) -> Node:
-        self.enter()
-        node = self.known_command(name)
-        self.depth -= 1
-        return node
-
-    def known_command(self, name: str) -> Node:
-        if name == "frac":
-            return self.fraction()
-        if name == "binom":
-            return Apply("binom", (self.argument(), self.argument()))
-        if name == "sqrt":
-            degree = self.root_degree()
-            return Apply("root", (self.argument(whole_number=True), degree))
-        if name in FUNCTIONS:
-            return self.function(name)
-        if name in ("sum", "prod"):
-            return self.series(add if name == "sum" else multiply)
-        if name in ("lfloor", "lceil"):
-            node = self.scalar(self.listing())
-            self.expect("r" + name[1:])
-            return Apply(name[1:], (node,))
-        if name.startswith("begin "):
-            return self.matrix(name.removeprefix("begin "))
-        if name == "RR" and (half := self.half_of_reals()):
-            return half
-        if name.startswith("unit "):
-            return Symbol("\\" + name)
-        if name == "emptyset":
-            return Group("\\{", (), "\\}")
-        if name in UNREADABLE or name in _CLOSERS or name.startswith("end "):
-            raise Unreadable(f"no meaning for {name}")
-        symbol = Symbol(_CONSTANTS.get(name, "\\" + name) + self.name_suffix())
-        if self.peek.text == "{" or (self.peek.text == "(" and (name in CALLED or name.startswith("called "))):
-            argument = self.atom()
-            return Apply("call", (symbol, *(argument.items if isinstance(argument, Group) else (argument,))))
-        return symbol
-
-    def fraction(self) -> Node:
-        if derivative := self.derivative():
-            return derivative
-        above, below = self.argument(), self.argument()
-        match above, below:
-            case Quantity(), Quantity():
-                return Quantity(multiply([above.value, invert(below.value)]), f"{above.unit} / {below.unit}")
-            case Quantity(), _:
-                return Quantity(multiply([above.value, invert(below)]), above.unit)
-        return multiply([above, invert(below)])
-
-    def derivative(self) -> Node | None:
-        """`{dy}{dx}`: not a fraction from which d cancels."""
-        tokens = self.tokens[self.at : self.at + 8]
-        texts = [token.text for token in tokens]
-        if len(texts) < 8 or [texts[i] for i in (0, 1, 3, 4, 5, 7)] != ["{", "d", "}", "{", "d", "}"]:
-            return None
-        if tokens[2].kind is not Kind.LETTER or tokens[6].kind is not Kind.LETTER:
-            return None
-        self.at += 8
-        return Apply("call", (Symbol("d/d"), Symbol(texts[2]), Symbol(texts[6])))
-
-    def series(self, join: Callable[[list[Node]], Node]) -> Node:
-        r"""`\sum_{k=1}^{10} k^2` written out, if its bounds are integers and it is short."""
-        self.expect("_")
-        self.expect("{")
-        index = self.relation()
-        self.expect("}")
-        self.expect("^")
-        last = self.argument(whole_number=True)
-        body = self.signed(self.product)
-        match index, last:
-            case Relation(operators=("=",), sides=(Symbol(name=name), Number(value=first))), Number(value=end):
-                if first.denominator == end.denominator == 1 and 0 <= end - first < MAX_SERIES / size(body):
-                    return join([replaced(body, name, Number(Fraction(k))) for k in range(int(first), int(end) + 1)])
-        raise Unreadable("a sum or product that is not written out")
-
-    def half_of_reals(self) -> Node | None:
-        r"""After `\mathbb{R}`: `^+`, `_{>0}` and the like."""
-        following = "".join(token.text for token in self.tokens[self.at : self.at + 5])
-        zero, infinity = Number(Fraction(0)), Symbol("infty")
-        for sign, length, half in (
-            ("^+", 2, Group("(", (zero, infinity), ")")),
-            ("^{+}", 4, Group("(", (zero, infinity), ")")),
-            ("_{>0}", 5, Group("(", (zero, infinity), ")")),
-            ("_{>=0}", 5, Group("[", (zero, infinity), ")")),
-            ("^-", 2, Group("(", (negate(infinity), zero), ")")),
-            ("^{-}", 4, Group("(", (negate(infinity), zero), ")")),
-            ("_{<0}", 5, Group("(", (negate(infinity), zero), ")")),
-        ):
-            if following.startswith(sign):
-                self.at += length
-                return half
-        return None
-
-    def root_degree(self) -> Node:
-        if not self.accept("["):
-            return Number(Fraction(2))
-        node = self.sum()
-        self.expect("]")
-        return node
-
-    def function(self, name: str) -> Node:
-        base = None
-        power = None
-        while mark := self.accept("_", "^"):
-            if mark == "_":
-                base = self.argument()
-            else:
-                power = self.exponent()
-        argument = self.atom() if self.peek.text in ("(", "[", "{") else self.bare_operand()
-        arguments = argument.items if isinstance(argument, Group) else (argument,)
-        if power == MINUS_ONE and "arc" + name in FUNCTIONS:
-            name, power = "arc" + name, None
-        elif power == MINUS_ONE and name.endswith("h"):
-            raise Unreadable("inverse hyperbolic function")
-        if name == "lg":
-            name, base = "log", base or Number(Fraction(10))
-        if name == "cis":
-            name, arguments = "exp", (multiply([Symbol("i"), *arguments]),)
-        node: Node = Apply(name, (*arguments, base) if base else arguments)
-        return Apply("^", (node, power)) if power else node
-
-    def bare_operand(self) -> Node:
-        """What a function applies to without parentheses: `\\sin 2\\pi x`, up to a sign or another function."""
-        factors = [self.signed(self.factor)]
-        while True:
-            if self.accept("/"):
-                factors.append(invert(self.factor()))
-            elif self.starts_factor() and self.peek.text not in FUNCTIONS - {"sqrt"} and self.peek.text not in "([":
-                factors.append(self.factor())
-            else:
-                return multiply(factors)
-
-    def argument(self, whole_number: bool = False) -> Node:
-        """A TeX argument: a group, or else one token, which for a number is its first digit."""
-        token = self.peek
-        if token.text == "{":
-            self.next()
-            return self.scalar_group("{")
-        if token.kind is Kind.NUMBER and len(token.text) > 1 and not whole_number:
-            if not token.text.isdigit():
-                raise Unreadable("a decimal without braces")
-            self.tokens = (
-                *self.tokens[: self.at],
-                Token(Kind.NUMBER, token.text[0]),
-                Token(Kind.NUMBER, token.text[1:]),
-                *self.tokens[self.at + 1 :],
-            )
-        return self.atom()
-
-    def scalar_group(self, opening: str) -> Node:
-        return self.scalar([self.group(opening)])
-
-    def scalar(self, items: list[Node]) -> Node:
-        if len(items) != 1 or isinstance(items[0], Group | Union | Matrix | Relation):
-            raise Unreadable("a list where one value belongs")
-        return items[0]
-
-    def group(self, opening: str) -> Node:
-        self.enter()
-        bars, self.bars = self.bars, 0
-        closing = self.accept(*_PAIRS[opening])
-        items: list[Node] = []
-        if closing is None:
-            conditions = self.accept_set_builder() if opening == "\\{" else False
-            items = self.listing()
-            if conditions:
-                self.expect("\\}")
-                self.bars, self.depth = bars, self.depth - 1
-                return listed(items)
-            closing = self.accept(*_PAIRS[opening])
-            if closing is None:
-                raise Unreadable(f"unclosed {opening!r}")
-        self.bars = bars
-        self.depth -= 1
-        if len(items) == 1 and opening != "\\{" and closing == _PAIRS[opening][0]:
-            digits = self.tokens[self.at - 2].text
-            if (
-                self.peek.text == "_"
-                and opening == "("
-                and items[0] == Number(Fraction(int(digits) if digits.isdigit() else -1))
-            ):
-                return self.numeral(digits)
-            return items[0]
-        if not items and opening != "\\{":
-            raise Unreadable("empty brackets")
-        if opening == "{":
-            opening, closing = "\\{", "\\}"
-        return Group(opening, tuple(items), closing)
-
-    def accept_set_builder(self) -> bool:
-        r"""Skip the `x \in \mathbb{R} \mid` of `\{x \in \mathbb{R} \mid x > 2\}`: the condition is the set."""
-        if self.peek.kind is Kind.LETTER:
-            for length in (1, 3):
-                texts = [token.text for token in self.tokens[self.at + 1 : self.at + 1 + length]]
-                if texts in (["|"], [":"], ["in", "RR", "|"], ["in", "RR", ":"]):
-                    self.at += 1 + length
-                    return True
-        return False
-
-    def between_bars(self) -> Node:
-        self.enter()
-        self.bars += 1
-        node = self.scalar(self.listing())
-        self.bars -= 1
-        self.depth -= 1
-        self.expect("|")
-        return Apply("abs", (node,))
-
-    def cases(self, environment: str) -> Node:
-        """A system, one relation on each line."""
-        items = []
-        while not self.accept(f"end {environment}"):
-            items.append(self.relation())
-            if not self.accept("\\\\", ",") and self.peek.text != f"end {environment}":
-                raise Unreadable("a system with columns")
-            self.accept("\\\\")
-        return listed(items)
-
-    def matrix(self, environment: str) -> Node:
-        if environment in ("cases", "aligned"):
-            return self.cases(environment)
-        if environment not in _MATRICES:
-            raise Unreadable(f"no meaning for {environment}")
-        rows: list[tuple[Node, ...]] = []
-        row: list[Node] = []
-        while not self.accept(f"end {environment}"):
-            row.append(self.sum())
-            if self.accept("\\\\"):
-                rows.append(tuple(row))
-                row = []
-            elif not self.accept("&") and self.peek.text != f"end {environment}":
-                raise Unreadable("unclosed matrix")
-        if row:
-            rows.append(tuple(row))
-        if not rows or len({len(r) for r in rows}) != 1:
-            raise Unreadable("ragged matrix")
-        if environment == "vmatrix":
-            value = determinant(tuple(rows))
-            if value is None:
-                raise Unreadable("a determinant that is not written out")
-            return value
-        return Matrix(tuple(rows))
 
 
 def _with_sign(sign: str, node: Node) -> Node:
