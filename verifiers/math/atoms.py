@@ -85,6 +85,10 @@ class Atoms(Cursor, ABC):
             return self.name(token)
         if token.kind is Kind.COMMAND:
             return self.command(token.text)
+        if token.text == "(" and [t.text for t in self.tokens[self.at + 1 : self.at + 3]] == [")", "_"]:
+            digits = self.next().text
+            self.next()
+            return self.numeral(digits)
         if token.text in PAIRS:
             return self.group(token.text)
         if token.text == "|" and not self.bars:
@@ -325,31 +329,20 @@ class Atoms(Cursor, ABC):
     def group(self, opening: str) -> Node:
         self.enter()
         bars, self.bars = self.bars, 0
+        is_condition = opening == "\\{" and self.accept_set_builder()
         closing = self.accept(*PAIRS[opening])
         items: list[Node] = []
         if closing is None:
-            conditions = self.accept_set_builder() if opening == "\\{" else False
             items = self.listing()
-            if conditions:
-                self.expect("\\}")
-                self.bars, self.depth = bars, self.depth - 1
-                return listed(items)
             closing = self.accept(*PAIRS[opening])
             if closing is None:
                 raise Unreadable(f"unclosed {opening!r}")
         self.bars = bars
         self.depth -= 1
-        if len(items) == 1 and opening != "\\{" and closing == PAIRS[opening][0]:
-            digits = self.tokens[self.at - 2].text
-            if (
-                self.peek.text == "_"
-                and opening == "("
-                and items[0] == Number(Fraction(int(digits) if digits.isdigit() else -1))
-            ):
-                return self.numeral(digits)
-            return items[0]
         if not items and opening != "\\{":
             raise Unreadable("empty brackets")
+        if is_condition or (len(items) == 1 and opening != "\\{" and closing == PAIRS[opening][0]):
+            return listed(items)
         if opening == "{":
             opening, closing = "\\{", "\\}"
         return Group(opening, tuple(items), closing)
