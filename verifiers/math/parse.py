@@ -102,6 +102,9 @@ class _Parser(Atoms):
         terms = [self.signed(self.product)]
         while sign := self.accept("+", "-", "pm", "mp"):
             terms.append(_with_sign(sign, self.signed(self.product)))
+        last = terms[-1]
+        if isinstance(last, Quantity) and not any(isinstance(term, Quantity) for term in terms[:-1]):
+            return Quantity(add([*terms[:-1], last.value]), last.unit)
         return add(terms)
 
     def signed(self, operand: Callable[[], Node]) -> Node:

@@ -50,7 +50,7 @@ _TOKEN = re.compile(
     r"""
     (?P<space>\s+ | ~ | \\[ ,;:!\n] | \$ | \\[()\[\]] | \\(?:left|right)(?![a-zA-Z])\s*\.?
         | \\[hv]space\*?\s*\{[^{}]*\} | \\phantom\s*\{[^{}]*\})
-  | (?:\\text\s*\{)?(?P<numeral>(?=\d*[A-Fa-f])[\dA-Fa-f]{2,}+)\}?(?=_\{?16\b)
+  | (?:\\text\s*\{)?(?P<numeral>(?=\d*[A-Fa-f])[\dA-Fa-f]{2,}+)\}?(?=_\{?1[1-6]\b)
   | (?P<number>
         \d{1,3}(?:(?:\{,\}|\\[,!;:\ ]|,\\!\ ?|\ |~)\d{3}(?!\d))+(?:\.\d+)?
       | (?:\d+\.?\d*|\.\d+)
@@ -71,7 +71,7 @@ _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True
 _LETTERS = re.compile(r"[A-Za-z]+")
 _TIMES = frozenset(("min", "sec"))  # units of time after a value, else functions
 _SPEED = re.compile(r"(mm|cm|m|km|ft|mi)\s*/\s*(s|sec|min|h|hr)(?![A-Za-z])")
-_HEXADECIMAL = re.compile(r"[A-Fa-f][\dA-Fa-f]++_\{?16\b")
+_HEXADECIMAL = re.compile(r"[A-Fa-f][\dA-Fa-f]++_\{?1[1-6]\b")
 _UNIT = re.compile(r"([a-z]+)(?:\s*/\s*([a-z]+))?(?:\^\{?(\d)\}?)?")
 _OVERLINE = "\u0305"  # combining
 _OVERLINED = re.compile(f"(?:\\d{_OVERLINE})+")

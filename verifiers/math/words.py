@@ -17,12 +17,12 @@ _LEADING_CHOICE = re.compile(
     r"(?!\s*(?:[-+*/^_=<>,;&(]|or\b|and\b))(?!.*(?-i:\b[A-J]\b))",
     re.IGNORECASE | re.DOTALL,
 )
-_WORDS = re.compile(r"[A-Za-z][A-Za-z'.,; -]*")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z'.,; -]*|[A-Z][a-z]{2,} \d{1,2}")  # the last: October 30
 _SEPARATOR = re.compile(r"\s*(?:[,;]|\band\b)\s*")
 _PARTS = re.compile(r"[- '.]+")
 _ARTICLE = re.compile(r"(?:an?|the) (?=\w{2})")
 _PRODUCT = re.compile(r"[a-z]{1,3}")  # letters that may be a product
-_TIME = re.compile(r"(\d{1,2})(?::(\d\d))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
+_TIME = re.compile(r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
 
 
 def phrase(text: str) -> str:
@@ -47,7 +47,7 @@ def both_words(answer: str, reference: str) -> bool | None:
     pair = _unwrapped(answer), _unwrapped(reference)
     times = [_TIME.fullmatch(text) for text in pair]
     if times[0] and times[1]:
-        return _minutes(times[0]) == _minutes(times[1])
+        return _clock(times[0]) == _clock(times[1])
     lists = [_word_list(text) for text in pair]
     if None in lists or (_PRODUCT.fullmatch(answer) and _PRODUCT.fullmatch(reference)):
         return None
@@ -68,8 +68,8 @@ def _unwrapped(text: str) -> str:
     return _TEXT_COMMAND.sub(lambda m: m.group(1) or " ", text).strip(" {}.")
 
 
-def _minutes(time: re.Match[str]) -> tuple[int, int, str]:
-    return int(time[1]), int(time[2] or 0), time[3].casefold()
+def _clock(time: re.Match[str]) -> tuple[int, int, int, str]:
+    return int(time[1]), int(time[2] or 0), int(time[3] or 0), time[4].casefold()
 
 
 def _word_list(text: str) -> list[str] | None:
