@@ -39,6 +39,7 @@ MAX_SERIES = 500  # parts of all terms together
 PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
 _PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
+_SYMMETRIC = frozenset(("gcd", "lcm", "max", "min"))
 _CONSTANTS = {"pi": "pi", "infty": "infty"}
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "smallmatrix", "array"))
 
@@ -102,9 +103,9 @@ class Atoms(Cursor, ABC):
             return symbol
         if token.text in ("P", "E") and (probability := self.probability(symbol)):
             return probability
-        following = self.tokens[self.at + 1 : self.at + 3]
-        is_value = len(following) == 2 and following[0].kind is Kind.NUMBER and following[1].text == ")"
-        if not is_value and token.text not in CALLED:
+        inside, closing, after = (*self.tokens[self.at + 1 : self.at + 4], END, END, END)[:3]
+        is_stated = closing.text == ")" and (inside.kind is Kind.NUMBER or after.text == "=")  # f(2), y(x) =
+        if not is_stated and token.text not in CALLED:
             return symbol
         if self.at_condition():
             return symbol
@@ -279,8 +280,8 @@ class Atoms(Cursor, ABC):
         arguments = argument.items if isinstance(argument, Group) else (argument,)
         if power == MINUS_ONE and "arc" + name in FUNCTIONS:
             name, power = "arc" + name, None
-        elif power == MINUS_ONE and name.endswith("h"):
-            raise Unreadable("inverse hyperbolic function")
+        if name in _SYMMETRIC:
+            arguments = tuple(sorted(arguments, key=repr))
         if name == "lg":
             name, base = "log", base or Number(Fraction(10))
         if name == "cis":
@@ -368,6 +369,8 @@ class Atoms(Cursor, ABC):
 
     def cases(self, environment: str) -> Node:
         """A system, one relation on each line."""
+        if environment == "aligned":
+            self.tokens = tuple(token for token in self.tokens if token.text != "&")
         items = []
         while not self.accept(f"end {environment}"):
             items.append(self.relation())

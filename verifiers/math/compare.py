@@ -16,6 +16,7 @@ from fractions import Fraction
 from itertools import combinations, pairwise
 
 from verifiers.math import numeric
+from verifiers.math.exact import rational
 from verifiers.math.forms import canonical
 from verifiers.math.nodes import (
     MINUS_ONE,
@@ -23,7 +24,6 @@ from verifiers.math.nodes import (
     Group,
     Matrix,
     Node,
-    Number,
     Quantity,
     Relation,
     Symbol,
@@ -32,12 +32,13 @@ from verifiers.math.nodes import (
     Unreadable,
     add,
     children,
-    listed,
+    invert,
     multiply,
     negate,
     replaced,
     symbols,
 )
+from verifiers.math.parameters import antiderivative, family_readings, with_constants_of, without_quantifier
 from verifiers.math.parse import parse
 from verifiers.math.scalars import same_scalar
 from verifiers.math.sets import FLIPPED, INFINITY, MINUS_INFINITY, as_interval, is_real_set, same_real_set
@@ -48,6 +49,7 @@ MAX_UNORDERED = 40
 MAX_PLAIN_DIGITS = 1_000
 
 _SPACE_NOT_BETWEEN_DIGITS = re.compile(r"(?<![\d\s])\s+|\s+(?![\d\s])")
+_EQUALS = Token(Kind.MARK, "=")
 _LOG, _COMMON_LOG = Token(Kind.COMMAND, "log"), Token(Kind.COMMAND, "lg")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 
@@ -74,20 +76,42 @@ def equivalent(answer: str, reference: str) -> bool:
 
 def _same_texts(answer: tuple[Token, ...], reference: tuple[Token, ...]) -> bool:
     r"""Compared with `\log` as the natural logarithm; then, where it has no base, as that to base 10 on both sides."""
-    if same(parse(answer), parse(reference)):
+    if _same_trees(_parsed_answer(answer), parse(reference)):
         return True
     common = [tuple(_COMMON_LOG if token == _LOG else token for token in tokens) for tokens in (answer, reference)]
     return common != [answer, reference] and same(parse(common[0]), parse(common[1]))
 
 
+def _parsed_answer(tokens: tuple[Token, ...]) -> Node:
+    """The tree of an answer; of one whose left side is not read, as the limit it was asked for, of its right side."""
+    try:
+        return parse(tokens)
+    except Unreadable:
+        ends = [at for at, token in enumerate(tokens) if token == _EQUALS]
+        if not ends:
+            raise
+        return parse(tokens[ends[-1] + 1 :])
+
+
+def _same_trees(answer: Node, reference: Node) -> bool:
+    """Compared as they are, then with the constants of integration named alike."""
+    if same(answer, reference):
+        return True
+    for renamed in with_constants_of(answer, reference):
+        first, second = antiderivative(renamed), antiderivative(reference)
+        if same(renamed, reference) or (first and second and numeric.differ_by_constant(first, second)):
+            return True
+    return False
+
+
 def why_unreadable(reference: str) -> str | None:
-    """Why a reference can only be met by the same text, or None: it is words, or mathematics that equals itself."""
+    """Why a reference can only be met by the same text, or None: it is words, or mathematics that is read."""
     try:
         text = phrase(clean(reference))
         if both_words(text, text):
             return None
-        tree = parse(tokenize(text))
-        return None if same(tree, tree) else "it does not equal itself"
+        parse(tokenize(text))
+        return None
     except (Unreadable, TooCostly) as error:
         return str(error)
 
@@ -110,9 +134,10 @@ def same(answer: Node, reference: Node) -> bool:
     """Whether two trees are equal. Raises Unreadable or TooCostly where that cannot be decided."""
     if answer == reference:
         return True
-    domains = _domain(answer), _domain(reference)
-    if "\\ZZ" in domains or domains == ("\\RR", "\\RR"):
-        return _same_family(_family(answer), _family(reference))
+    answer, reference = without_quantifier(answer), without_quantifier(reference)
+    readings = family_readings(answer, reference)
+    if readings is not None:
+        return any(same(*pair) for pair in readings)
     if is_real_set(answer) or is_real_set(reference):
         verdict = same_real_set(answer, reference)
         if verdict is not None:
@@ -125,40 +150,6 @@ def same(answer: Node, reference: Node) -> bool:
     if isinstance(answer, Group | Matrix) or isinstance(reference, Group | Matrix):
         return _same_group(answer, reference)
     return same_scalar(answer, reference)
-
-
-def _domain(node: Node) -> str | None:
-    r"""What the parameter of `2k\pi, k \in \mathbb{Z}` runs through; None for anything else."""
-    match node:
-        case Group(opening="", items=(_, *_, Relation(operators=("in",), sides=(Symbol(), Symbol(name=name))))):
-            return name
-        case _:
-            return None
-
-
-def _family(node: Node) -> tuple[Node, str]:
-    """The members and the name of their parameter, which one side may leave unsaid if it is an integer."""
-    names = symbols(node) - numeric.CONSTANTS
-    if isinstance(node, Group) and _domain(node):
-        condition = node.items[-1]
-        names = symbols(condition) - {"\\ZZ", "\\RR"}
-        node = listed(node.items[:-1])
-    elif isinstance(node, Relation):
-        names -= symbols(node.sides[0])
-    if len(names) != 1:
-        raise Unreadable("no parameter")
-    return node, names.pop()
-
-
-def _same_family(answer: tuple[Node, str], reference: tuple[Node, str]) -> bool:
-    """Equal for all values when the answer names its parameter otherwise, counts back, or starts up to two further."""
-    members, name = answer
-    counter = Symbol(reference[1])
-    return any(
-        same(replaced(members, name, add([count, Number(Fraction(start))])), reference[0])
-        for count in (counter, negate(counter))
-        for start in (0, 1, -1, 2, -2)
-    )
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
@@ -193,7 +184,9 @@ def _same_group(answer: Node, reference: Node) -> bool:
 def _coordinates(group: Group) -> tuple[Node, ...]:
     """The items; those of x = 1, y = 2 in the order of the names."""
     if not group.opening and all(isinstance(i, Relation) and isinstance(i.sides[0], Symbol) for i in group.items):
-        return tuple(sorted(group.items, key=lambda i: i.sides[0].name))  # type: ignore[union-attr]
+        names = [item.sides[0].name for item in group.items]  # type: ignore[union-attr]
+        if all(len(name) == 1 for name in names):  # not (r, \\theta)
+            return tuple(item for _, item in sorted(zip(names, group.items, strict=True), key=lambda pair: pair[0]))
     return group.items
 
 
@@ -211,9 +204,19 @@ def _same_as_single(answer: Node, reference: Node) -> bool:
         return _is_set(reference) and len(reference.items) == 1 and same(answer, reference.items[0])
     if not isinstance(answer, Group) or not (_is_set(answer) or not answer.opening):
         return False
+    if _concludes(answer.items):
+        return same(answer.items[-1], reference)
     if _is_set(answer) and len(answer.items) != 1:
         return False
     return len(answer.items) <= MAX_UNORDERED and all(same(item, reference) for item in answer.items)
+
+
+def _concludes(items: Sequence[Node]) -> bool:
+    """Whether the last of `m = 3, n = 10, m + n = 13` is the answer, which the others lead to."""
+    if len(items) < 2 or not all(isinstance(i, Relation) and i.operators == ("=",) for i in items):
+        return False
+    *given, last = [item.sides[0] for item in items if isinstance(item, Relation)]
+    return not isinstance(last, Symbol) and symbols(last) == {name for side in given for name in symbols(side)}
 
 
 def _same_brackets(answer: Group, reference: Group) -> bool:
@@ -265,6 +268,10 @@ def _covers(some: Sequence[Node], others: Sequence[Node]) -> bool:
 
 def _same_relation(answer: Node, reference: Node) -> bool:
     if isinstance(answer, Relation) and isinstance(reference, Relation):
+        if len(answer.sides) > 2 and set(answer.operators) == set(reference.operators) == {"="}:
+            return _matched(answer.sides, reference.sides)
+        if "mod" in answer.operators or "mod" in reference.operators:
+            return answer.operators == reference.operators and _same_congruence(answer.sides, reference.sides)
         if answer.operators == reference.operators == ("=",):
             return _same_equation(answer, reference)
         return _same_inequality(answer, reference)
@@ -302,7 +309,7 @@ def _is_name(node: Node) -> bool:
             return exponent == MINUS_ONE and _is_name(base)  # dy/dx
         case Apply(operator="call"):
             return True
-        case Apply(operator="+" | "abs"):
+        case Apply(operator="+" | "abs" | "sin" | "cos" | "tan" | "gcd" | "lcm" | "max" | "min"):
             return all(_is_name(argument) for argument in node.arguments)
         case Group():
             return all(_is_name(item) for item in node.items)
@@ -310,6 +317,15 @@ def _is_name(node: Node) -> bool:
             return _is_name(node.value)
         case _:
             return False
+
+
+def _same_congruence(answer: Sequence[Node], reference: Sequence[Node]) -> bool:
+    """x = a (mod m) for the same x and m, and an a that differs by a multiple of m."""
+    (x, a, m), (y, b, n) = answer, reference
+    if not (same(x, y) and same(m, n)):
+        return False
+    quotient = rational(multiply([add([a, negate(b)]), invert(m)]))
+    return same(a, b) if quotient is None else quotient.denominator == 1
 
 
 def _difference(relation: Relation) -> Node:
@@ -326,6 +342,8 @@ def _same_equation(answer: Relation, reference: Relation) -> bool:
             Apply(operator="call", arguments=(other, Symbol() as theirs)),
         ) if function == other:
             return same(replaced(answer.sides[1], mine, theirs), reference.sides[1])  # f(t) = t^2
+        case Symbol(name=mine), Symbol(name=other) if mine != other and mine.split("_")[0] == other.split("_")[0]:
+            return same(answer.sides[1], reference.sides[1])  # x_1 = 1 where x = 1 was asked for
         case (Symbol(name="y"), Apply(operator="call")) | (Apply(operator="call"), Symbol(name="y")):
             return same(answer.sides[1], reference.sides[1])
     return numeric.proportional(_difference(answer), _difference(reference), positive=False)

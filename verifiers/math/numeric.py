@@ -74,6 +74,22 @@ def proportional(first: Node, second: Node, positive: bool) -> bool:
     return all(abs(ratio - constant) <= abs(constant) * error for ratio, error in ratios)
 
 
+def differ_by_constant(first: Node, second: Node) -> bool:
+    """Whether first - second has one value whatever the real values of the symbols: both have the same derivatives."""
+    names = sorted((symbols(first) | symbols(second)) - CONSTANTS)
+    differences = []
+    for point in _sample(names, first, second) if names else ():
+        found = _precise_values(first, second, point)
+        if found is not None:
+            (a, b), tolerance, _ = found
+            if _precise_context().im(a - b) == 0:
+                differences.append((a - b, tolerance))
+    first_difference, least = differences[0] if differences else (0, 0)
+    return len(differences) >= NEEDED_POINTS and all(
+        abs(difference - first_difference) <= tolerance + least for difference, tolerance in differences
+    )
+
+
 def real_value(node: Node) -> tuple[Value, Value] | None:
     """(value, error bound) of a constant real expression to about `BASE_DIGITS` digits; None if it is not one."""
     if symbols(node) - CONSTANTS:
@@ -371,6 +387,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Value], int]] = {
     "min": (lambda context, *values: min(_reals(context, values)), 0),
     "floor": (lambda context, value: context.floor(_snapped(context, value)), 1),
     "ceil": (lambda context, value: context.ceil(_snapped(context, value)), 1),
+    **{f"arc{name}": (_named(f"a{name}"), 1) for name in ("sinh", "cosh", "tanh")},
     **{
         name: (_named("a" + name.removeprefix("arc") if name.startswith("arc") else name), 1)
         for name in (*_SAME_NAME, *(f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")))

@@ -23,14 +23,15 @@ from verifiers.math.nodes import (
     multiply,
     negate,
 )
-from verifiers.math.spelling import MULTIPLES, NO_UNITS
+from verifiers.math.spelling import DOMAINS, MULTIPLES, NO_UNITS
 from verifiers.math.tokens import CACHED, Kind, Token
 from verifiers.math.units import canonical_unit
 
 MAX_TOKENS = 1_500
 
-_RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in"))
-_NOT_FACTORS = CLOSERS | _RELATIONS | {"cup", "setminus", "pm", "mp", "over", "choose"}
+_RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in", "equiv"))
+_NOT_FACTORS = CLOSERS | _RELATIONS | {"cup", "setminus", "pm", "mp", "over", "choose", "mod"}
+_MOD = Token(Kind.COMMAND, "mod")
 _ENDS_OF_FACTORS = frozenset(("!", ")", "]", "}"))  # a number may follow: 2!3!
 _TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}
 
@@ -56,8 +57,8 @@ class _Parser(Atoms):
     def listing(self) -> list[Node]:
         """Items between commas, semicolons, "and" and "or"; at least one."""
         items = [self.relation()]
-        while self.accept(",", ";") or (self.peek.text == "(" and self.at_condition()):
-            while self.accept(",", ";"):  # "1, 2, and 3"
+        while self.accept(",", ";", "\\\\") or (self.peek.text == "(" and self.at_condition()):
+            while self.accept(",", ";", "\\\\"):  # "1, 2, and 3"
                 pass
             if self.peek is END or self.peek.text in CLOSERS:
                 break
@@ -74,7 +75,19 @@ class _Parser(Atoms):
         while operator := self.accept(*_RELATIONS):
             operators.append(operator)
             sides.append(self.union())
+            if operator == "equiv":
+                return self.congruence(sides)
         return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
+
+    def congruence(self, sides: list[Node]) -> Node:
+        r"""After `x \equiv 3`: `\pmod 7`, or `(\bmod 7)`."""
+        bracket = self.accept("(")
+        if not self.accept("mod"):
+            raise Unreadable("a congruence without modulus")
+        modulus = self.argument(whole_number=True)
+        if bracket:
+            self.expect(")")
+        return Relation((*sides, modulus), ("equiv", "mod"))
 
     def union(self) -> Node:
         parts = [self.set_difference()]
@@ -158,7 +171,7 @@ class _Parser(Atoms):
         if token is END:
             return False
         if token.kind is Kind.MARK:
-            if token.text == "(" and self.at_condition():
+            if token.text == "(" and (self.at_condition() or self.tokens[self.at + 1 : self.at + 2] == (_MOD,)):
                 return False
             return token.text in PAIRS or token.text == "$" or (token.text == "|" and not self.bars)
         return token.text not in _NOT_FACTORS and not token.text.startswith("end ")
@@ -237,8 +250,8 @@ class _Parser(Atoms):
             return multiply([value, Number(Fraction(1, 100))])
         if name in ("degrees", "degree"):
             return Apply("deg", (value,))
-        if name in ("is an integer", "is any integer", "an integer", "integer"):
-            return Relation((value, Symbol("\\ZZ")), ("in",))
+        if domain := DOMAINS.get(name.removeprefix("is ")):
+            return Relation((value, Symbol(domain)), ("in",))
         return Quantity(value, canonical_unit(name, power))
 
     def unit_words(self) -> tuple[list[str], int]:

@@ -24,13 +24,13 @@ def _greek(letters: str) -> dict[str, str]:
 
 # Functions that apply to what follows them.
 FUNCTIONS = _words(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth "
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh "
     "ln log lg exp sqrt gcd lcm max min cis"
 )
 
 # Commands without a meaning here: an answer that holds one is compared as text.
 UNREADABLE = _words(
-    "int lim iint oint dots vdots bmod pmod mod equiv to cap subset subseteq notin not neg nless ngeq "
+    "int lim iint oint dots vdots bmod to cap subset subseteq notin not neg nless ngeq "
     "implies iff Rightarrow Leftrightarrow rightarrow longrightarrow cong sim parallel perp forall exists"
 )
 
@@ -68,6 +68,10 @@ ALIASES = _spelled(
         "circ": "degree",
         "emptyset": "varnothing",
         "csc": "cosec",
+        "mod": "pmod bmod",
+        "arcsinh": "arsinh asinh",
+        "arccosh": "arcosh acosh",
+        "arctanh": "artanh atanh",
         "arcsin": "asin",
         "arccos": "acos",
         "arctan": "atan arctg",
@@ -95,10 +99,19 @@ MARKS = {
 }
 
 # Words that plain text uses for commands and separators.
-PLAIN_WORDS = _spelled({"pi": "pi", "infty": "infinity inf oo", "theta": "theta", ",": "and or"})
+PLAIN_WORDS = _spelled({"pi": "pi", "mod": "mod", "infty": "infinity inf oo", "theta": "theta", ",": "and or"})
 
 # Words that multiply the number before them.
 MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+# What a name is said to be: the set that it runs through.
+DOMAINS = {
+    **dict.fromkeys(("an integer", "any integer", "integer", "an arbitrary integer"), "\\ZZ"),
+    **dict.fromkeys(("a constant", "any constant", "an arbitrary constant", "a real constant"), "\\RR"),
+    **dict.fromkeys(
+        ("any real constant", "a real number", "any real number", "real", "an arbitrary real number"), "\\RR"
+    ),
+}
 
 # Words after a number that no unit holds: they change what it says.
 NO_UNITS = _words(

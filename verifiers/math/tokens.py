@@ -69,6 +69,7 @@ _TOKEN = re.compile(
 )
 _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|pi)([a-z]?)")
 _LETTERS = re.compile(r"[A-Za-z]+")
+_QUANTIFIERS = ("for all", "for any", "for every", "for each")
 _TIMES = frozenset(("min", "sec"))  # units of time after a value, else functions
 _SPEED = re.compile(r"(mm|cm|m|km|ft|mi)\s*/\s*(s|sec|min|h|hr)(?![A-Za-z])")
 _HEXADECIMAL = re.compile(r"[A-Fa-f][\dA-Fa-f]++_\{?1[1-6]\b")
@@ -183,7 +184,7 @@ class _Tokenizer:
     def _text(self, content: str) -> None:
         content = content.strip(" ~\\,")
         word = content.casefold()
-        if word in _TEXT_SEPARATORS:
+        if word in _TEXT_SEPARATORS or word.startswith(_QUANTIFIERS):
             self._add(Kind.MARK, ",")
         elif word == "to":
             self._add(Kind.MARK, ":")

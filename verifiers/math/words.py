@@ -6,8 +6,10 @@ from verifiers.math.spelling import PHRASES
 
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|mathrm|mathbf)\s*\{([^{}]*)\}|\\[ ,;:!]|\$")
 _PREAMBLE = re.compile(
-    r"^\\text\s*\{\s*(?:the |there (?:is|are) )?(?:final )?(?:answer(?: is|:| is:)?)?\s*\}\s*(?=\S)", re.IGNORECASE
+    r"^\\text\s*\{\s*(?:there (?:is|are)|all|(?:the )?(?:final )?answer:?|[\w ]* (?:is|are|equals):?|)\s*\}\s*(?=\S)",
+    re.IGNORECASE,
 )
+_IMPLIES = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![a-zA-Z])|⇒|∴")
 _LABEL = re.compile(
     r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{\s*)?\(([A-J])\)(?:\s*\}|\\?[ ,;:!~]|\\q?quad)+\s*(?=\S)"
 )
@@ -26,8 +28,8 @@ _TIME = re.compile(r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*([ap])\.?\s
 
 
 def phrase(text: str) -> str:
-    """The sign that a whole answer in words stands for, or the text without "the answer is"."""
-    text = _PREAMBLE.sub("", text)
+    """The sign that a whole answer in words stands for, or the conclusion, without "the answer is"."""
+    text = _PREAMBLE.sub("", _IMPLIES.split(text)[-1].strip())
     return PHRASES.get(" ".join(_unwrapped(text).casefold().replace("-", "").split()), text)
 
 
