@@ -5,13 +5,14 @@ intermediate values and with the digits that the texts spell out, so that no tol
 answers state. What would need more than `MAX_DIGITS` is refused.
 """
 
+import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
-from verifiers.math.exact import rational
+from verifiers.math.exact import MAX_FACTORIAL, rational
 from verifiers.math.nodes import Apply, Node, Number, Symbol, TooCostly, Unreadable, children, symbols
 
 BASE_DIGITS = 120
@@ -21,6 +22,7 @@ MAX_EXPONENT = 100_000  # of any base, however near to 1: each digit of it costs
 MAX_GAMMA_BITS = 1_000  # of precision, beyond which a factorial that is not rational takes seconds
 MAX_SYMBOLS = 12
 NEEDED_POINTS = 2
+MIXED_POINTS, MANY_POINTS = 6, 50
 INTEGER_POINTS = 16
 MAX_FAR = 10**6
 
@@ -60,18 +62,21 @@ def proportional(first: Node, second: Node, positive: bool) -> bool:
     names = sorted((symbols(first) | symbols(second)) - CONSTANTS)
     if not names:
         return False
-    ratios = []
+    constant, count = None, 0
     for point in _sample(names, first, second):
-        ratio = _ratio_at(first, second, point)
-        if ratio is not None:
-            ratios.append(ratio)
-    if len(ratios) < NEEDED_POINTS:
-        return False
-    context = _precise_context()
-    constant, _ = ratios[0]
-    if constant == 0 or (positive and (context.im(constant) != 0 or context.re(constant) <= 0)):
-        return False
-    return all(abs(ratio - constant) <= abs(constant) * error for ratio, error in ratios)
+        found = _ratio_at(first, second, point)
+        if found is None:
+            continue
+        ratio, error = found
+        context = _precise_context()
+        if constant is None:
+            constant = ratio
+            if constant == 0 or (positive and (context.im(constant) != 0 or context.re(constant) <= 0)):
+                return False
+        elif abs(ratio - constant) > abs(constant) * error:
+            return False
+        count += 1
+    return count >= NEEDED_POINTS
 
 
 def differ_by_constant(first: Node, second: Node) -> bool:
@@ -104,7 +109,7 @@ def real_value(node: Node) -> tuple[Value, Value] | None:
 
 
 def _sample(names: list[str], *nodes: Node) -> Iterator[dict[str, Fraction]]:
-    """Points near 0 and beyond all numbers in the trees, in sign patterns that tell symbols apart, and integers.
+    """Points near 0, beyond all numbers in the trees, in sign patterns that tell symbols apart; mixed ones; integers.
 
     There are many of these, consecutive ones, where a tree may be periodic in them, as (-1)^n or floor(n/2).
     """
@@ -113,6 +118,9 @@ def _sample(names: list[str], *nodes: Node) -> Iterator[dict[str, Fraction]]:
     if not names:
         yield {}
         return
+    if any(map(_is_discrete, nodes)):
+        yield from _integers(names, INTEGER_POINTS)
+        return
     far = 3 + 2 * max(map(_largest_number, nodes))
     places = range(len(names))
     signs = [[-1 if place >> bit & 1 else 1 for place in places] for bit in range((len(names) - 1).bit_length())]
@@ -120,7 +128,14 @@ def _sample(names: list[str], *nodes: Node) -> Iterator[dict[str, Fraction]]:
     for pattern in ([1] * len(names), *signs, [-1] * len(names)):
         yield {name: pattern[place] * _scattered(place, 11) for place, name in enumerate(names)}
         yield {name: pattern[place] * (far + _scattered(place, 13)) for place, name in enumerate(names)}
-    for number in range(INTEGER_POINTS if any(map(_counts, nodes)) else 2):
+    for number in range(MANY_POINTS if any(map(_has_branches, nodes)) else MIXED_POINTS):
+        yield {name: _mixed(number * len(names) + place, far) for place, name in enumerate(names)}
+    yield from _integers(names, INTEGER_POINTS if any(map(_may_be_periodic, nodes)) else 2)
+
+
+def _integers(names: list[str], count: int) -> Iterator[dict[str, Fraction]]:
+    """Consecutive ones for the first symbol, scattered ones for the others."""
+    for number in range(count):
         yield {
             name: Fraction(pow(place + 2, number + 3, 9973) % INTEGER_POINTS if place else number) + 2
             for place, name in enumerate(names)
@@ -132,23 +147,44 @@ def _scattered(place: int, salt: int) -> Fraction:
     return Fraction(pow(place + 2, salt, 9973) % 4001 + 300, 2003)
 
 
+def _mixed(number: int, far: Fraction) -> Fraction:
+    """Of any sign, from a tenth to a thousand times `far`."""
+    residue = pow(number + 2, 17, 9973)
+    scale = (Fraction(1, 10), Fraction(1), Fraction(7), far, 1000 * far)[residue % 5]
+    return (-1) ** (residue // 5 % 2) * scale * _scattered(number, 19)
+
+
 def _largest_number(node: Node) -> Fraction:
     if isinstance(node, Number):
         return min(abs(node.value), Fraction(MAX_FAR))
     return max(map(_largest_number, children(node)), default=Fraction(1))
 
 
-def _counts(node: Node) -> bool:
+def _has_branches(node: Node) -> bool:
+    """Whether a tree may equal another one on a part of the line only, as |x| does x."""
+    return (isinstance(node, Apply) and node.operator in ("abs", "max", "min")) or any(
+        map(_has_branches, children(node))
+    )
+
+
+def _is_discrete(node: Node) -> bool:
+    """Whether a tree has values at integers only."""
+    if isinstance(node, Apply) and node.operator in ("!", "binom") and symbols(node) - CONSTANTS:
+        return True
+    return any(map(_is_discrete, children(node)))
+
+
+def _may_be_periodic(node: Node) -> bool:
     """Whether a tree may be periodic in an integer."""
     match node:
-        case Apply(operator="floor" | "ceil" | "binom" | "!"):
+        case Apply(operator="floor" | "ceil"):
             return True
         case Apply(operator="^", arguments=(_, exponent)) if symbols(exponent) - CONSTANTS:
             return True
         case Apply(operator="sin" | "cos" | "tan", arguments=(argument,)) if "pi" in symbols(argument):
             return True
         case _:
-            return any(map(_counts, children(node)))
+            return any(map(_may_be_periodic, children(node)))
 
 
 def _equal_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bool, bool] | None:
@@ -182,7 +218,7 @@ def _context_for(first: Node, second: Node, point: dict[str, Fraction]) -> tuple
 def _precise_values(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[list[Value], Value, int] | None:
     """Both values, the difference that rounding may make between them, and the digits that were used.
 
-    None where one of them has no finite value, or only seems to have one: a divisor that is 0 to all digits.
+    None where one of them has no finite value.
     """
     try:
         context, digits = _context_for(first, second, point)
@@ -192,7 +228,7 @@ def _precise_values(first: Node, second: Node, point: dict[str, Fraction]) -> tu
         if point:
             return None
         raise
-    if values[0] is None or values[1] is None or evaluation.digits_needed() > digits * 3 // 2:
+    if values[0] is None or values[1] is None:
         return None
     return values, evaluation.largest * context.mpf(10) ** -(digits * 8 // 10), digits
 
@@ -259,7 +295,10 @@ class _Evaluation:
             case Apply(operator="call", arguments=(Symbol(name=name), *arguments)):
                 result = self.unknown(name, [self.value(a) for a in arguments])
             case Apply():
-                result = self.apply(node.operator, [self.value(a) for a in node.arguments])
+                arguments = [self.value(a) for a in node.arguments]
+                result = self.apply(node.operator, arguments)
+                if node.operator not in _NEVER_CANCEL and abs(result) < self.least(node.operator, arguments):
+                    result = self.context.mpf(0)  # it cannot be told from 0, so nothing may be divided by it
             case _:
                 raise Unreadable("not a scalar")
         size = abs(result)
@@ -272,6 +311,11 @@ class _Evaluation:
         elif 0 < size < self.smallest:
             self.smallest = size
         return result
+
+    def least(self, operator: str, arguments: list[Value]) -> Value:
+        """What a result would be above that is not 0 but for rounding: sin(pi), or 1 - 1."""
+        scale = max((abs(argument) for argument in arguments), default=1)
+        return (scale if operator == "+" else max(scale, 1)) * self.context.mpf(10) ** -(self.context.dps * 8 // 10)
 
     def fraction(self, value: Fraction) -> Value:
         return self.context.mpf(value.numerator) / self.context.mpf(value.denominator)
@@ -289,8 +333,9 @@ class _Evaluation:
     def unknown(self, name: str, arguments: list[Value]) -> Value:
         """A function of which only the name is known: any that has no property by which two answers could agree."""
         seed = zlib.crc32(name.encode()) % 9973
-        terms = [self.context.sin(value * (seed + k) / 997 + seed) for k, value in enumerate(arguments, 1)]
-        return self.context.fsum(terms) + self.context.mpf(seed) / 1009
+        return self.context.fsum(
+            self.context.sin(value * (seed + k) / 97 + seed) for k, value in enumerate(arguments, 1)
+        )
 
     def apply(self, operator: str, arguments: list[Value]) -> Value:
         function, arity = _FUNCTIONS.get(operator, (None, 0))
@@ -336,12 +381,16 @@ def _log(context: Any, argument: Value, base: Value | None = None) -> Value:
 
 
 def _factorial(context: Any, value: Value) -> Value:
+    if value == context.floor(context.re(value)) and 0 <= context.re(value) <= MAX_FACTORIAL:
+        return context.mpf(math.factorial(int(context.re(value))))
     if abs(value) > 200 or context.prec > MAX_GAMMA_BITS:
         raise TooCostly("factorial too large")
     return context.gamma(value + 1)
 
 
 def _binomial(context: Any, n: Value, k: Value) -> Value:
+    if all(value == context.floor(context.re(value)) and 0 <= context.re(value) <= MAX_FACTORIAL for value in (n, k)):
+        return context.mpf(math.comb(int(context.re(n)), int(context.re(k))))
     if abs(n) > 1000 or abs(k) > 1000 or context.prec > MAX_GAMMA_BITS:
         raise TooCostly("binomial too large")
     return context.binomial(n, k)
@@ -367,6 +416,7 @@ def _named(name: str) -> Callable[..., Value]:
     return lambda context, value: getattr(context, name)(value)
 
 
+_NEVER_CANCEL = frozenset(("*", "root", "abs", "deg", "exp", "!", "binom"))
 _SAME_NAME = (
     "exp",
     *("sin", "cos", "tan", "cot", "sec", "csc"),

@@ -10,7 +10,7 @@ import math
 import threading
 from typing import TYPE_CHECKING
 
-from verifiers.math.nodes import Apply, Node, Number, Symbol, children, size
+from verifiers.math.nodes import Apply, Node, Number, Symbol, children, size, symbols
 
 if TYPE_CHECKING:
     import sympy
@@ -27,7 +27,7 @@ _sympy_lock = threading.Lock()
 def same_rational_function(first: Node, second: Node) -> bool | None:
     """Whether two scalar expressions are identical; None if they are no rational functions, or too large to multiply
     out."""
-    if size(first) + size(second) > MAX_NODES or _terms(first) + _terms(second) > MAX_TERMS:
+    if size(first) + size(second) > MAX_NODES or _monomials(first) + _monomials(second) > MAX_TERMS:
         return None
     import sympy
 
@@ -41,6 +41,24 @@ def same_rational_function(first: Node, second: Node) -> bool | None:
 
 class _Beyond(Exception):
     """Not a rational function, or an exponent that is too large."""
+
+
+def _monomials(node: Node) -> int:
+    """At most as many are left when a tree is multiplied out."""
+    names = len(symbols(node))
+    return min(_terms(node), math.comb(min(_degree(node), MAX_TERMS) + names, names))
+
+
+def _degree(node: Node) -> int:
+    match node:
+        case Symbol():
+            return 1
+        case Apply(operator="+"):
+            return max(map(_degree, node.arguments))
+        case Apply(operator="^", arguments=(base, Number(value=exponent))) if exponent.denominator == 1:
+            return _degree(base) * abs(exponent.numerator)
+        case _:
+            return sum(map(_degree, children(node)))
 
 
 def _terms(node: Node) -> int:

@@ -144,10 +144,11 @@ class _Tokenizer:
             return self._number(match)
         if kind in ("text", "content"):
             content = match.group("content")
-            if text.startswith(r"\operatorname") and content.strip() not in FUNCTIONS:
-                self._add(Kind.COMMAND, f"called {content.strip()}")
+            name = ALIASES.get(content.strip(), content.strip())
+            if text.startswith(r"\operatorname") and name not in FUNCTIONS:
+                self._add(Kind.COMMAND, f"called {name}")
             else:
-                self._text(content)
+                self._text(name if name in FUNCTIONS else content)
         elif kind in ("begin", "end"):
             self._add(Kind.COMMAND, f"{kind} {match.group(kind)}")
         elif kind == "blackboard":

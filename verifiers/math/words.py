@@ -13,10 +13,10 @@ _IMPLIES = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![a-z
 _LABEL = re.compile(
     r"(?:\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox)\s*\{\s*)?\(([A-J])\)(?:\s*\}|\\?[ ,;:!~]|\\q?quad)+\s*(?=\S)"
 )
-_CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([A-J])\)?", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-J])\)?")
 _LEADING_CHOICE = re.compile(
     r"(?:(?:option|choice)\s+)?(?:\(([A-Ja-j])\)|((?-i:[A-J]))(?:[).:]|$))"
-    r"(?!\s*(?:[-+*/^_=<>,;&(]|or\b|and\b))(?!.*(?-i:\b[A-J]\b))",
+    r"(?!\s*(?:[-+*/^_=<>,;&({}]|or\b|and\b))(?!.*(?-i:\b[A-J]\b))",
     re.IGNORECASE | re.DOTALL,
 )
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'.,; -]*|[A-Z][a-z]{2,} \d{1,2}")  # the last: October 30
