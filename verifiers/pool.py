@@ -154,6 +154,7 @@ class _WorkerThread(threading.Thread):
             try:
                 if self._worker is None:
                     self._worker = WorkerProcess(self._stop_reader)
+                    start = time.monotonic()  # that took its own time, not the task's
                 return _read_result(self._worker.ask(frames.pack_task(task), task.deadline_seconds))
             except DeadlineExceeded:
                 self._drop_worker()
