@@ -39,6 +39,7 @@ MAX_SERIES = 500  # parts of all terms together
 PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
 _PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
+_OPEN = Token(Kind.MARK, "(")
 _SYMMETRIC = frozenset(("gcd", "lcm", "max", "min"))
 _CONSTANTS = {"pi": "pi", "infty": "infty"}
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "smallmatrix", "array"))
@@ -93,7 +94,9 @@ class Atoms(Cursor, ABC):
         if token.text in PAIRS:
             return self.group(token.text)
         if token.text == "|" and not self.bars:
-            return self.between_bars()
+            return self.between_bars("|")
+        if token.text == "|left":
+            return self.between_bars("|right")
         raise Unreadable(f"unexpected {token.text!r}")
 
     def name(self, token: Token) -> Node:
@@ -221,6 +224,8 @@ class Atoms(Cursor, ABC):
         """`{dy}{dx}`: not a fraction from which d cancels."""
         tokens = self.tokens[self.at : self.at + 8]
         texts = [token.text for token in tokens]
+        if texts[:5] == ["{", "d", "}", "{", "d"]:
+            raise Unreadable("a derivative")
         if len(texts) < 8 or [texts[i] for i in (0, 1, 3, 4, 5, 7)] != ["{", "d", "}", "{", "d", "}"]:
             return None
         if tokens[2].kind is not Kind.LETTER or tokens[6].kind is not Kind.LETTER:
@@ -273,7 +278,7 @@ class Atoms(Cursor, ABC):
         power = None
         while mark := self.accept("_", "^"):
             if mark == "_":
-                base = self.argument()
+                base = self.argument(whole_number=self.tokens[self.at + 1 : self.at + 2] == (_OPEN,))
             else:
                 power = self.exponent()
         argument = self.atom() if self.peek.text in ("(", "[", "{") else self.bare_operand()
@@ -358,13 +363,13 @@ class Atoms(Cursor, ABC):
                     return True
         return False
 
-    def between_bars(self) -> Node:
+    def between_bars(self, closing: str) -> Node:
         self.enter()
-        self.bars += 1
+        bars, self.bars = self.bars, self.bars + 1 if closing == "|" else 0
         node = self.scalar(self.listing())
-        self.bars -= 1
+        self.bars = bars
         self.depth -= 1
-        self.expect("|")
+        self.expect(closing)
         return Apply("abs", (node,))
 
     def cases(self, environment: str) -> Node:

@@ -286,11 +286,14 @@ def _same_relation(answer: Node, reference: Node) -> bool:
 
 
 def _stated_value(relation: Relation) -> Node | None:
-    """What `x = 5`, `f(2) = 5`, `x = 2 + 3 = 5`, `10/2 = 5` or `1/3 ~ 0.33` give as their answer."""
+    """What `x = 5`, `f(2) = 5`, `x = 2 + 3 = 5`, `10/2 = 5`, `1/3 ~ 0.33` or `x = 3 (mod 7)` give as their answer."""
+    if "mod" in relation.operators:
+        return relation.sides[1]
     if any(operator not in ("=", "~") for operator in relation.operators):
         return None
     sides, operators = list(relation.sides), list(relation.operators)
-    if _is_name(sides[0]):
+    is_inverse = isinstance(sides[0], Apply) and sides[0].operator == "^" and not isinstance(sides[-1], Matrix)
+    if _is_name(sides[0]) and not is_inverse:
         del sides[0], operators[0]
     exact = sides[: operators.index("~") + 1] if "~" in operators else sides
     if all(same(a, b) for a, b in pairwise(exact)):
@@ -306,7 +309,7 @@ def _is_name(node: Node) -> bool:
         case Apply(operator="*"):
             return all(_is_name(argument) for argument in node.arguments)
         case Apply(operator="^", arguments=(base, exponent)):
-            return exponent == MINUS_ONE and _is_name(base)  # dy/dx
+            return exponent == MINUS_ONE and _is_name(base)  # a/b
         case Apply(operator="call"):
             return True
         case Apply(operator="+" | "abs" | "sin" | "cos" | "tan" | "gcd" | "lcm" | "max" | "min"):
@@ -336,6 +339,8 @@ def _same_equation(answer: Relation, reference: Relation) -> bool:
     """Equal sides, or one a nonzero multiple of the other."""
     if any(isinstance(side, Group | Matrix | Union) for side in (*answer.sides, *reference.sides)):
         return all(same(a, r) for a, r in zip(answer.sides, reference.sides, strict=True))
+    if answer.sides[0] == reference.sides[0]:
+        return same(answer.sides[1], reference.sides[1])
     match answer.sides[0], reference.sides[0]:
         case (
             Apply(operator="call", arguments=(function, Symbol(name=mine))),

@@ -100,12 +100,12 @@ def _integer_root(value: int, degree: int) -> int:
         guess = better
 
 
-def _factorial(value: Fraction) -> Fraction | None:
+def _factorial(value: Fraction, step: int = 1) -> Fraction | None:
     if value.denominator != 1 or value < 0:
         return None
     if value > MAX_FACTORIAL:
         raise TooCostly("factorial too large")
-    return Fraction(math.factorial(value.numerator))
+    return Fraction(math.prod(range(value.numerator, 0, -step)))
 
 
 def _binomial(n: Fraction, k: Fraction) -> Fraction | None:
@@ -130,7 +130,8 @@ _OPERATIONS: dict[str, Callable[..., Fraction | None]] = {
     "*": _product,
     "^": _power,
     "root": _root,
-    "!": lambda *a: _factorial(*a),
+    "!": lambda value: _factorial(value),
+    "!!": lambda value: _factorial(value, step=2),
     "binom": _binomial,
     "abs": abs,
     "floor": lambda x: Fraction(math.floor(x)),

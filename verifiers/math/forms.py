@@ -15,8 +15,9 @@ def canonical(node: Node) -> Node:
         case Relation(operators=("in",), sides=(_, whole)):
             return canonical(whole)
         case Relation(operators=("=",), sides=(Group(items=names), Group(items=values))) if _are_names(names):
-            if len(names) == len(values):
+            if len(names) == len(values) and not _signs(node):
                 return listed([Relation(pair, ("=",)) for pair in zip(names, values, strict=True)])
+            return _expanded(Group("(", values, ")"))
     return evaluated(_expanded(node))
 
 

@@ -86,8 +86,8 @@ def differ_by_constant(first: Node, second: Node) -> bool:
     for point in _sample(names, first, second) if names else ():
         found = _precise_values(first, second, point)
         if found is not None:
-            (a, b), tolerance, _ = found
-            if _precise_context().im(a - b) == 0:
+            (a, b), tolerance, evaluation = found
+            if evaluation.context.im(a - b) == 0:
                 differences.append((a - b, tolerance))
     first_difference, least = differences[0] if differences else (0, 0)
     return len(differences) >= NEEDED_POINTS and all(
@@ -96,7 +96,7 @@ def differ_by_constant(first: Node, second: Node) -> bool:
 
 
 def real_value(node: Node) -> tuple[Value, Value] | None:
-    """(value, error bound) of a constant real expression to about `BASE_DIGITS` digits; None if it is not one."""
+    """(value, error bound) of a constant real expression to about `BASE_DIGITS` digits; None if it is none."""
     if symbols(node) - CONSTANTS:
         return None
     context = _precise_context()
@@ -105,7 +105,9 @@ def real_value(node: Node) -> tuple[Value, Value] | None:
     value = evaluation.value_or_none(node)
     if value is None or context.im(value) != 0:
         return None
-    return context.re(value), evaluation.largest * context.mpf(10) ** -(BASE_DIGITS // 2)
+    error = evaluation.largest * context.mpf(10) ** -(BASE_DIGITS // 2)
+    is_known = error < max(1, abs(value)) * context.mpf(10) ** -(BASE_DIGITS // 4)
+    return (context.re(value), error) if is_known else None
 
 
 def _sample(names: list[str], *nodes: Node) -> Iterator[dict[str, Fraction]]:
@@ -192,12 +194,14 @@ def _equal_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bo
     found = _precise_values(first, second, point)
     if found is None:
         return None
-    values, tolerance, _ = found
-    context = _precise_context()
+    values, tolerance, evaluation = found
+    context = evaluation.context
     is_real = all(abs(context.im(v)) <= tolerance for v in values)
     one_real = any(abs(context.im(v)) <= tolerance for v in values)
     if one_real and not is_real and point:
         return None  # one is not defined there among the reals
+    if point and evaluation.left_reals:
+        is_real = False  # sqrt(x) sqrt(y) has no value among the reals where x and y are negative
     return abs(values[0] - values[1]) <= tolerance, is_real
 
 
@@ -215,8 +219,10 @@ def _context_for(first: Node, second: Node, point: dict[str, Fraction]) -> tuple
     return context, digits
 
 
-def _precise_values(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[list[Value], Value, int] | None:
-    """Both values, the difference that rounding may make between them, and the digits that were used.
+def _precise_values(
+    first: Node, second: Node, point: dict[str, Fraction]
+) -> "tuple[list[Value], Value, _Evaluation] | None":
+    """Both values, the difference that rounding may make between them, and how they were evaluated.
 
     None where one of them has no finite value.
     """
@@ -230,7 +236,7 @@ def _precise_values(first: Node, second: Node, point: dict[str, Fraction]) -> tu
         raise
     if values[0] is None or values[1] is None:
         return None
-    return values, evaluation.largest * context.mpf(10) ** -(digits * 8 // 10), digits
+    return values, evaluation.largest * context.mpf(10) ** -(digits * 8 // 10), evaluation
 
 
 def _ratio_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[Value, Value] | None:
@@ -238,10 +244,10 @@ def _ratio_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[Va
     found = _precise_values(first, second, point)
     if found is None:
         return None
-    values, tolerance, digits = found
+    values, tolerance, evaluation = found
     if abs(values[1]) <= tolerance:
         return None
-    return values[0] / values[1], _precise_context().mpf(10) ** -(digits * 35 // 100)
+    return values[0] / values[1], evaluation.context.mpf(10) ** -(evaluation.context.dps * 35 // 100)
 
 
 _local = threading.local()
@@ -270,6 +276,7 @@ class _Evaluation:
         self.smallest = context.mpf(1)
         self.limit = context.mpf(10) ** MAX_MAGNITUDE
         self.literal_digits = 0
+        self.left_reals = False
 
     def digits_needed(self) -> int:
         """To tell two results apart, given the sizes of everything on the way and the digits that are spelled out."""
@@ -301,6 +308,7 @@ class _Evaluation:
                     result = self.context.mpf(0)  # it cannot be told from 0, so nothing may be divided by it
             case _:
                 raise Unreadable("not a scalar")
+        self.left_reals |= bool(self.context.im(result))
         size = abs(result)
         if not size < self.context.inf:
             raise _Undefined

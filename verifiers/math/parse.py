@@ -27,6 +27,7 @@ from verifiers.math.spelling import DOMAINS, MULTIPLES, NO_UNITS
 from verifiers.math.tokens import CACHED, Kind, Token
 from verifiers.math.units import canonical_unit
 
+MAX_FILLED = 100
 MAX_TOKENS = 1_500
 
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in", "equiv"))
@@ -56,18 +57,21 @@ class _Parser(Atoms):
 
     def listing(self) -> list[Node]:
         """Items between commas, semicolons, "and" and "or"; at least one."""
-        items = [self.relation()]
+        items, gap = [self.relation()], 0
         while self.accept(",", ";", "\\\\") or (self.peek.text == "(" and self.at_condition()):
             while self.accept(",", ";", "\\\\"):  # "1, 2, and 3"
                 pass
             if self.peek is END or self.peek.text in CLOSERS:
                 break
+            if self.accept("dots"):
+                gap = len(items)
+                continue
             item = self.relation()
             match items[0]:
                 case Relation(operators=("!=",), sides=(name, _)) if not isinstance(item, Relation):
                     item = Relation((name, item), ("!=",))  # "x != 0, 1"
             items.append(item)
-        return items
+        return _filled(items, gap) if gap else items
 
     def relation(self) -> Node:
         self.accept("=", "~")  # the left side was left out
@@ -75,8 +79,13 @@ class _Parser(Atoms):
         while operator := self.accept(*_RELATIONS):
             operators.append(operator)
             sides.append(self.union())
-            if operator == "equiv":
+            if operator == "equiv" or self.peek == _MOD:
                 return self.congruence(sides)
+        if self.accept("mod"):
+            modulus = self.argument(whole_number=True)
+            if isinstance(sides[0], Number):
+                return Quantity(sides[0], f"mod {modulus}")
+            return Apply("call", (Symbol("mod"), sides[0], modulus))
         return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
 
     def congruence(self, sides: list[Node]) -> Node:
@@ -140,6 +149,8 @@ class _Parser(Atoms):
                 factors.append(invert(self.signed(self.factor)))
             elif not self.starts_factor():
                 break
+            elif self.peek.kind is Kind.NUMBER and isinstance(factors[-1], Quantity) and factors[-1].unit:
+                return add([_product_of_quantities(factors), self.product()])  # 1 hour 30 minutes
             elif self.peek.kind is Kind.NUMBER and not self.may_precede_number():
                 factors[-1] = self.spaced_mixed_number(factors[-1])
             else:
@@ -173,7 +184,7 @@ class _Parser(Atoms):
         if token.kind is Kind.MARK:
             if token.text == "(" and (self.at_condition() or self.tokens[self.at + 1 : self.at + 2] == (_MOD,)):
                 return False
-            return token.text in PAIRS or token.text == "$" or (token.text == "|" and not self.bars)
+            return token.text in PAIRS or token.text in ("$", "|left") or (token.text == "|" and not self.bars)
         return token.text not in _NOT_FACTORS and not token.text.startswith("end ")
 
     def factor(self) -> Node:
@@ -189,7 +200,7 @@ class _Parser(Atoms):
             elif self.accept("circ"):
                 node = self.temperature(node) or Apply("deg", (node,))
             elif self.accept("!"):
-                node = Apply("!", (node,))
+                node = Apply("!!" if self.accept("!") else "!", (node,))
             elif self.accept("%"):
                 node = multiply([node, Number(Fraction(1, 100))])
             elif self.peek.kind is Kind.WORD or self.at_unit_fraction():
@@ -285,6 +296,18 @@ class _Parser(Atoms):
     def at_unit_quotient(self) -> bool:
         after = self.tokens[self.at + 1 : self.at + 2]
         return self.peek.text == "/" and bool(after) and after[0].kind is Kind.WORD
+
+
+def _filled(items: list[Node], gap: int) -> list[Node]:
+    """`1, 3, ..., 9` with what the dots at `gap` stand for, if it is an arithmetic progression."""
+    match items[gap - 2 : gap + 1]:
+        case Number(value=before), Number(value=first), Number(value=last) if gap > 1 and before != first:
+            step = first - before
+            count = (last - first) / step
+            if count.denominator == 1 and 0 < count <= MAX_FILLED:
+                between = [Number(first + step * k) for k in range(1, count.numerator)]
+                return [*items[:gap], *between, *items[gap:]]
+    raise Unreadable("dots that stand for anything")
 
 
 def _with_sign(sign: str, node: Node) -> Node:

@@ -5,7 +5,8 @@ from fractions import Fraction
 
 from verifiers.math import numeric, symbolic
 from verifiers.math.exact import rational
-from verifiers.math.nodes import Apply, Node, Number, Numeral, Quantity, Unreadable, children
+from verifiers.math.nodes import Apply, Node, Number, Numeral, Quantity, Unreadable, children, multiply
+from verifiers.math.units import in_base
 
 ROUNDED_DECIMALS = 4
 
@@ -17,7 +18,10 @@ def same_scalar(answer: Node, reference: Node) -> bool:
     answer_unit, answer = _split_unit(answer)
     reference_unit, reference = _split_unit(reference)
     if answer_unit and reference_unit and answer_unit != reference_unit:
-        return False
+        (answer_unit, mine), (reference_unit, theirs) = in_base(answer_unit), in_base(reference_unit)
+        if answer_unit != reference_unit:
+            return False
+        answer, reference = multiply([answer, Number(mine)]), multiply([reference, Number(theirs)])
     for rung in _SCALAR_RUNGS:
         verdict = rung(answer, reference)
         if verdict is not None:
@@ -33,7 +37,7 @@ def _same_numeral(answer: Node, reference: Node) -> bool:
 
 
 def _split_unit(node: Node) -> tuple[str | None, Node]:
-    """Unit and value; a sum has a unit if all of its terms have that one. Raises Unreadable if they have several."""
+    """Unit and value; a sum has that of its terms. Raises Unreadable if they have units of several kinds."""
     match node:
         case Quantity():
             return node.unit, node.value
@@ -49,9 +53,15 @@ def _split_unit(node: Node) -> tuple[str | None, Node]:
             units = {unit for (unit, value), term in zip(split, terms, strict=True) if value is not term}
             if not units:
                 return None, node
-            if len(units) > 1 or any(value is term for (_, value), term in zip(split, terms, strict=True)):
+            if any(value is term for (_, value), term in zip(split, terms, strict=True)):
+                raise Unreadable("terms with and without a unit")
+            if len(units) == 1:
+                return units.pop(), Apply("+", tuple(value for _, value in split))
+            bases = [in_base(unit) if unit else (None, Fraction(1)) for unit, _ in split]
+            if len({base for base, _ in bases}) > 1:
                 raise Unreadable("terms of different units")
-            return units.pop(), Apply("+", tuple(value for _, value in split))
+            terms = tuple(multiply([value, Number(size)]) for (_, value), (_, size) in zip(split, bases, strict=True))
+            return bases[0][0], Apply("+", terms)
         case _:
             return None, node
 

@@ -38,7 +38,8 @@ UNREADABLE = _words(
 SILENT = _words(
     "quad qquad displaystyle textstyle scriptstyle limits nolimits thinspace boxed fbox mathbf mathit mathsf "
     "boldsymbol bm mathcal mathscr mathopen mathclose bigl bigr Bigl Bigr biggl biggr Biggl Biggr big Big "
-    "bigg Bigg middle bold hfill nonumber bf it rm vec overrightarrow"
+    "bigg Bigg middle bold hfill nonumber bf it rm vec overrightarrow "
+    "underline ensuremath checkmark blacksquare qed square"
 )
 
 # Canonical name or mark: other LaTeX commands for it.
@@ -86,6 +87,7 @@ ALIASES = _spelled(
 )
 
 MARKS = {
+    "...": "dots",
     "==": "=",
     ":=": "=",
     "=<": "<=",
@@ -140,12 +142,39 @@ PHRASES = {
         r"[0,\infty)": "all nonnegative real numbers|nonnegative real numbers|all nonnegative reals",
         r"\emptyset": "no solution|no solutions|no real solution|no real solutions|there is no solution|"
         "there are no solutions|there is no real solution|there are no real solutions|empty set|the empty set",
-        r"\infty": "infinity|positive infinity",
+        r"\infty": "infinity|positive infinity|infinite",
         r"-\infty": "negative infinity",
         r"\text{does not exist}": "dne",
         r"\text{infinitely many}": "infinitely many solutions|there are infinitely many solutions",
     }.items()
     for phrase in phrases.split("|")
+} | {
+    word: str(number)
+    for number, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
+    )
 }
 
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ"
@@ -164,6 +193,8 @@ CHARACTERS = str.maketrans(
         **dict.fromkeys("°º", r"^{\circ}"),
         **dict.fromkeys("′‘’", "'"),
         **dict.fromkeys("“”", '"'),
+        "₹": r"\text{rupees}",
+        "¥": r"\text{yen}",
         "≠": "!=",
         "≈": r"\approx ",
         "∞": r"\infty ",
@@ -181,6 +212,6 @@ CHARACTERS = str.maketrans(
         "⟩": r"\rangle ",
         "≡": r"\equiv ",
         "→": r"\to ",
-        "…": r"\ldots ",
+        "…": r"\dots ",
     }
 )

@@ -48,7 +48,9 @@ class Token:
 
 _TOKEN = re.compile(
     r"""
-    (?P<space>\s+ | ~ | \\[ ,;:!\n] | \$ | \\[()\[\]] | \\(?:left|right)(?![a-zA-Z])\s*\.?
+    (?P<bar>\\(?:left|right)\s*(?:\||\\[lr]?vert(?![a-zA-Z])))
+  | (?P<space>\s+ | ~ | \\[ ,;:!\n] | \$ | \\[()\[\]] | \\(?:left|right)(?![a-zA-Z])\s*\.?
+        | \\(?:color|textcolor)\s*\{[^{}]*\}
         | \\[hv]space\*?\s*\{[^{}]*\} | \\phantom\s*\{[^{}]*\})
   | (?:\\text\s*\{)?(?P<numeral>(?=\d*[A-Fa-f])[\dA-Fa-f]{2,}+)\}?(?=_\{?1[1-6]\b)
   | (?P<number>
@@ -63,12 +65,13 @@ _TOKEN = re.compile(
   | \\mathbb\s*\{?\s*(?P<blackboard>[A-Z])\s*\}?
   | (?P<unequal>\\not\s*=)
   | \\(?P<command>[a-zA-Z]+)\*?
-  | (?P<mark>\\[\\{}%$|\#&_] | <= | >= | != | == | := | =< | \*\* | \S)
+  | (?P<mark>\\[\\{}%$|\#&_] | \.\.\. | <= | >= | != | == | := | =< | \*\* | \S)
     """,
     re.VERBOSE,
 )
 _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|pi)([a-z]?)")
 _LETTERS = re.compile(r"[A-Za-z]+")
+_SI = frozenset("NJWVKACFHTΩ")  # units that are one capital
 _QUANTIFIERS = ("for all", "for any", "for every", "for each")
 _TIMES = frozenset(("min", "sec"))  # units of time after a value, else functions
 _SPEED = re.compile(r"(mm|cm|m|km|ft|mi)\s*/\s*(s|sec|min|h|hr)(?![A-Za-z])")
@@ -79,6 +82,16 @@ _OVERLINED = re.compile(f"(?:\\d{_OVERLINE})+")
 _SCRIPTS = re.compile(f"([{SUPERSCRIPTS}]+)|([{SUBSCRIPTS}]+)")
 _REPEATING = re.compile(r"\\(?:overline|bar)\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
 _E_MINUS = re.compile(r"(?!1e)\d+[eE][-+]\d")
+_ELLIPSIS_END = re.compile(r"\.\.\.\s*$")
+_ORDINAL = re.compile(
+    r"(?<=\d)\s*(?:\^\s*\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\}?|\^\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th))(?![a-zA-Z])"
+)
+_COMBINATIONS = re.compile(r"(?:\{\})?[_^]\{?(\d+)\}?\s*C_\{?(\d+)\}?")
+_RANGE = re.compile("(?<=\\d)\\s*[\u2013\u2014]\\s*(?=\\d)")  # a dash between numbers is no minus
+_DOTS = re.compile(r"\.\.\.|\\[lc]?dots(?![a-zA-Z])")
+_RECURRING = re.compile(r"(\d)\1\1+\Z")
+_UNIT_END = re.compile(r"(?:\^\{?\d\}?)?\s*\$?")  # what may follow a unit at the end
+_SPACED_UNIT = frozenset(("m", "g", "s", "h", "L", "in"))
 _COMMA_GROUPS = re.compile(r"(?:,\d{3})++(?![\d]|,\d)(?:\.\d+)?")
 _OPENING, _CLOSING = frozenset(("(", "[", "\\{")), frozenset((")", "]", "\\}"))
 _TEXT_SEPARATORS = frozenset(("and", "or", ",", ";", ", and", ", or", "where", ", where", "for", "with"))
@@ -92,7 +105,10 @@ def clean(text: str) -> str:
     """
     if len(text) > MAX_CHARS:
         raise Unreadable("too long")
+    text = _ELLIPSIS_END.sub(r"\\dots", text)
+    text = _ORDINAL.sub("", _COMBINATIONS.sub(r"\\binom{\1}{\2}", text))
     if not text.isascii():
+        text = _RANGE.sub(r" \\to ", text)
         text = _SCRIPTS.sub(_script, _OVERLINED.sub(lambda m: rf"\overline{{{m[0].replace(_OVERLINE, '')}}}", text))
         text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
         text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))
@@ -145,7 +161,7 @@ class _Tokenizer:
         if kind in ("text", "content"):
             content = match.group("content")
             name = ALIASES.get(content.strip(), content.strip())
-            if text.startswith(r"\operatorname") and name not in FUNCTIONS:
+            if text.startswith(r"\operatorname") and name not in FUNCTIONS and len(name) > 1:
                 self._add(Kind.COMMAND, f"called {name}")
             else:
                 self._text(name if name in FUNCTIONS else content)
@@ -153,6 +169,8 @@ class _Tokenizer:
             self._add(Kind.COMMAND, f"{kind} {match.group(kind)}")
         elif kind == "blackboard":
             self._add(Kind.COMMAND, match.group("blackboard") * 2)
+        elif kind == "bar":
+            self._add(Kind.MARK, "|left" if text.startswith(r"\left") else "|right")
         elif kind == "unequal":
             self._mark("!=")
         elif kind == "unit":
@@ -179,13 +197,20 @@ class _Tokenizer:
             text = re.sub(r"[^\d.eE+-]", "", text)
         if text.endswith("."):
             text = text[:-1]
+        if "." in text and (dots := _DOTS.match(self.text, at)):
+            digit = _RECURRING.search(text)
+            if digit is None:
+                raise Unreadable("digits that go on")
+            text, at = f"{text}({digit[1]})", dots.end()  # 0.333...
         self._add(Kind.NUMBER, text)
         return at
 
     def _text(self, content: str) -> None:
         content = content.strip(" ~\\,")
-        word = content.casefold()
-        if word in _TEXT_SEPARATORS or word.startswith(_QUANTIFIERS):
+        word = content.casefold().removesuffix(" and")
+        if word == "choose":
+            self._add(Kind.COMMAND, word)
+        elif word in _TEXT_SEPARATORS or word.startswith(_QUANTIFIERS):
             self._add(Kind.MARK, ",")
         elif word == "to":
             self._add(Kind.MARK, ":")
@@ -197,7 +222,9 @@ class _Tokenizer:
             self.tokens.extend(tokenize(content))
         elif word in GREEK or word == "pi":
             self._add(Kind.COMMAND, word)
-        elif word == "e" or word == "i" or (len(word) == 1 and self.tokens and not is_unit(word)):
+        elif (
+            word == "e" or word == "i" or (len(word) == 1 and self.tokens and content not in _SI and not is_unit(word))
+        ):
             self._add(Kind.LETTER, content)
         elif word:
             self._add(Kind.WORD, word.strip("().,:; ") if len(word) > 1 else content)
@@ -230,7 +257,7 @@ class _Tokenizer:
 
     def _letters(self, run: str, following: str) -> None:
         word = run.casefold()
-        if run in _TIMES and self._after_value() and not following.lstrip(" .)}$"):
+        if self._is_ending_unit(run, following):
             self._add(Kind.WORD, word)
         elif run in GREEK and self._after_value():
             self._command(run)
@@ -245,6 +272,13 @@ class _Tokenizer:
         else:
             for letter in run:
                 self._add(Kind.LETTER, letter)
+
+    def _is_ending_unit(self, run: str, following: str) -> bool:
+        """Whether `m` or `sec`, which may mean something else, is the unit of the number before it."""
+        if run in _TIMES:
+            return self._after_value() and not following.lstrip(" .)}$")
+        is_after_number = self.spaced and len(self.tokens) == 1 and self.tokens[0].kind is Kind.NUMBER
+        return run in _SPACED_UNIT and is_after_number and _UNIT_END.fullmatch(following) is not None
 
     def _after_value(self) -> bool:
         if not self.tokens:

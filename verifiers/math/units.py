@@ -1,4 +1,6 @@
-"""Units of measure: which words are units, and one spelling for each."""
+"""Units of measure: which words are units, one spelling for each, and how large they are."""
+
+from fractions import Fraction
 
 _SPELLINGS = {
     "m": "meter meters metre metres",
@@ -38,6 +40,25 @@ _SPELLINGS = {
     "cubic": "",
 }
 _CANONICAL = {word: unit for unit, words in _SPELLINGS.items() for word in (unit, *words.split())}
+# Unit: (the one that all of its kind are measured in, how many of it).
+_IN_BASE = {
+    "mm": ("m", Fraction(1, 1000)),
+    "cm": ("m", Fraction(1, 100)),
+    "km": ("m", Fraction(1000)),
+    "in": ("m", Fraction(254, 10_000)),
+    "ft": ("m", Fraction(3048, 10_000)),
+    "yd": ("m", Fraction(9144, 10_000)),
+    "mi": ("m", Fraction(1_609_344, 1000)),
+    "mg": ("g", Fraction(1, 1000)),
+    "kg": ("g", Fraction(1000)),
+    "oz": ("lb", Fraction(1, 16)),
+    "min": ("s", Fraction(60)),
+    "h": ("s", Fraction(3600)),
+    "day": ("s", Fraction(86_400)),
+    "week": ("s", Fraction(604_800)),
+    "cent": ("dollar", Fraction(1, 100)),
+    "mL": ("L", Fraction(1, 1000)),
+}
 _SPEEDS = {"mph": "mi / h", "kph": "km / h", "kmh": "km / h"}
 _POWERS = {"square": 2, "cubic": 3}
 # Read as units only in \text{}: without it they are variables or function names.
@@ -52,6 +73,18 @@ def is_unit(word: str) -> bool:
 def is_unit_word(word: str) -> bool:
     """Whether a bare word after a value is a unit (`5 cm`) rather than a product of variables (`5xy`)."""
     return (word in _CANONICAL or word in _SPEEDS) and word not in _LETTERS_OR_NAMES
+
+
+def in_base(unit: str) -> tuple[str, Fraction]:
+    """A canonical unit as (unit of the base, how many of it): `km / h` as (`m / s`, 5/18)."""
+    names, factor, sign = [], Fraction(1), 1
+    for part in unit.split():
+        name, _, power = part.partition("^")
+        base, size = _IN_BASE.get(name, (name, Fraction(1)))
+        names.append(base + (f"^{power}" if power else ""))
+        sign = -1 if part == "/" else sign
+        factor *= size ** (sign * int(power or 1))
+    return " ".join(names), factor
 
 
 def canonical_unit(words: str, exponent: int = 1) -> str | None:

@@ -16,7 +16,7 @@ _LABEL = re.compile(
 _CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-J])\)?")
 _LEADING_CHOICE = re.compile(
     r"(?:(?:option|choice)\s+)?(?:\(([A-Ja-j])\)|((?-i:[A-J]))(?:[).:]|$))"
-    r"(?!\s*(?:[-+*/^_=<>,;&({}]|or\b|and\b))(?!.*(?-i:\b[A-J]\b))",
+    r"(?!\s*(?:[-+*/^_=<>,;&({}]|(?:or|and|is|not)\b))(?!.*(?-i:\b[A-J]\b))",
     re.IGNORECASE | re.DOTALL,
 )
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'.,; -]*|[A-Z][a-z]{2,} \d{1,2}")  # the last: October 30
@@ -85,4 +85,4 @@ def _word_list(text: str) -> list[str] | None:
 
 
 def _plain(word: str) -> str:
-    return " ".join(word.casefold().replace("-", " ").replace(".", "").split())
+    return " ".join(word.casefold().removesuffix(" only").replace("-", " ").replace(".", "").split())
