@@ -40,6 +40,7 @@ PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 CLOSERS = frozenset((")", "]", "\\}", "}", "rfloor", "rceil"))
 _PREFIX_CURRENCIES = {"$": "dollar", "euros": "euro", "pounds": "lb"}
 _OPEN = Token(Kind.MARK, "(")
+_OF_EVENTS = frozenset(("|", "=", "<", ">", "<=", ">=", "cup", "cap"))  # what only an event holds
 _SYMMETRIC = frozenset(("gcd", "lcm", "max", "min"))
 _CONSTANTS = {"pi": "pi", "infty": "infty"}
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "smallmatrix", "array"))
@@ -107,8 +108,10 @@ class Atoms(Cursor, ABC):
         if token.text in ("P", "E") and (probability := self.probability(symbol)):
             return probability
         inside, closing, after = (*self.tokens[self.at + 1 : self.at + 4], END, END, END)[:3]
-        is_stated = closing.text == ")" and (inside.kind is Kind.NUMBER or after.text == "=")  # f(2), y(x) =
-        if not is_stated and token.text not in CALLED:
+        is_short = closing.text == ")" and inside.kind in (Kind.NUMBER, Kind.LETTER)
+        is_stated = is_short and (inside.kind is Kind.NUMBER or after.text == "=")  # f(2), y(x) =
+        is_function = token.text in ("f", "g") or (is_short and token.text in CALLED)  # but N(N-1) is a product
+        if not is_stated and not is_function and not self.at_point(token):
             return symbol
         if self.at_condition():
             return symbol
@@ -117,13 +120,24 @@ class Atoms(Cursor, ABC):
             return argument if token.text.isupper() else Apply("call", (symbol, *argument.items))
         return Apply("call", (symbol, argument))
 
+    def at_point(self, token: Token) -> bool:
+        """Whether this is the label of a point, `A(1,2)`: a capital before a comma in parentheses."""
+        depth, at = 0, self.at
+        while token.text.isupper() and at < len(self.tokens):
+            text = self.tokens[at].text
+            depth += (text in PAIRS) - (text in CLOSERS)
+            if depth == 0 or (depth == 1 and text == ","):
+                return depth == 1
+            at += 1
+        return False
+
     def probability(self, symbol: Symbol) -> Node | None:
         """`P(A|B)` and `P(X = 2)` as a name, the text in parentheses unread."""
         end = self.at
         while end < len(self.tokens) and self.tokens[end].text != ")":
             end += 1
         inside = [token.text for token in self.tokens[self.at + 1 : end]]
-        if end == len(self.tokens) or not {"|", "=", "<", ">", "<=", ">="} & set(inside):
+        if end == len(self.tokens) or not _OF_EVENTS & set(inside):
             return None
         self.at = end + 1
         return Symbol(f"{symbol.name}({''.join(inside)})")

@@ -24,6 +24,7 @@ from verifiers.math.nodes import (
     Group,
     Matrix,
     Node,
+    Number,
     Quantity,
     Relation,
     Symbol,
@@ -185,7 +186,7 @@ def _coordinates(group: Group) -> tuple[Node, ...]:
     """The items; those of x = 1, y = 2 in the order of the names."""
     if not group.opening and all(isinstance(i, Relation) and isinstance(i.sides[0], Symbol) for i in group.items):
         names = [item.sides[0].name for item in group.items]  # type: ignore[union-attr]
-        if all(len(name) == 1 for name in names):  # not (r, \\theta)
+        if all(len(name) == 1 or name[1] == "_" for name in names):  # not (r, \\theta)
             return tuple(item for _, item in sorted(zip(names, group.items, strict=True), key=lambda pair: pair[0]))
     return group.items
 
@@ -195,7 +196,10 @@ def _same_ratio(answer: Sequence[Node], reference: Sequence[Node]) -> bool:
     if len(answer) != len(reference) or len(answer) > MAX_UNORDERED:
         return False
     pairs = list(zip(answer, reference, strict=True))
-    return all(same(multiply([a, s]), multiply([b, r])) for (a, r), (b, s) in combinations(pairs, 2))
+    zero = Number(Fraction(0))
+    return all(same(a, zero) == same(r, zero) for a, r in pairs) and all(
+        same(multiply([a, s]), multiply([b, r])) for (a, r), (b, s) in combinations(pairs, 2)
+    )
 
 
 def _same_as_single(answer: Node, reference: Node) -> bool:
@@ -215,8 +219,13 @@ def _concludes(items: Sequence[Node]) -> bool:
     """Whether the last of `m = 3, n = 10, m + n = 13` is the answer, which the others lead to."""
     if len(items) < 2 or not all(isinstance(i, Relation) and i.operators == ("=",) for i in items):
         return False
-    *given, last = [item.sides[0] for item in items if isinstance(item, Relation)]
-    return not isinstance(last, Symbol) and symbols(last) == {name for side in given for name in symbols(side)}
+    *given, last = [item.sides for item in items if isinstance(item, Relation)]
+    concluded = last[0]
+    for name, value in given:
+        if not isinstance(name, Symbol):
+            return False
+        concluded = replaced(concluded, name.name, value)
+    return not isinstance(last[0], Symbol) and not symbols(concluded) - numeric.CONSTANTS and same(concluded, last[1])
 
 
 def _same_brackets(answer: Group, reference: Group) -> bool:
@@ -347,7 +356,7 @@ def _same_equation(answer: Relation, reference: Relation) -> bool:
             Apply(operator="call", arguments=(other, Symbol() as theirs)),
         ) if function == other:
             return same(replaced(answer.sides[1], mine, theirs), reference.sides[1])  # f(t) = t^2
-        case Symbol(name=mine), Symbol(name=other) if mine != other and mine.split("_")[0] == other.split("_")[0]:
+        case Symbol(name=mine), Symbol(name=other) if mine.startswith(f"{other}_") or other.startswith(f"{mine}_"):
             return same(answer.sides[1], reference.sides[1])  # x_1 = 1 where x = 1 was asked for
         case (Symbol(name="y"), Apply(operator="call")) | (Apply(operator="call"), Symbol(name="y")):
             return same(answer.sides[1], reference.sides[1])

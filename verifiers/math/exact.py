@@ -138,6 +138,6 @@ _OPERATIONS: dict[str, Callable[..., Fraction | None]] = {
     "ceil": lambda x: Fraction(math.ceil(x)),
     "gcd": _integers_only(math.gcd),
     "lcm": _integers_only(math.lcm),
-    "max": max,
-    "min": min,
+    "max": lambda *values: max(values),
+    "min": lambda *values: min(values),
 }

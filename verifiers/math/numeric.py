@@ -24,7 +24,7 @@ MAX_SYMBOLS = 12
 NEEDED_POINTS = 2
 MIXED_POINTS, MANY_POINTS = 6, 50
 INTEGER_POINTS = 16
-MAX_FAR = 10**6
+MAX_FAR = 10**12
 
 CONSTANTS = frozenset(("pi", "e", "i"))
 
@@ -122,6 +122,8 @@ def _sample(names: list[str], *nodes: Node) -> Iterator[dict[str, Fraction]]:
         return
     if any(map(_is_discrete, nodes)):
         yield from _integers(names, INTEGER_POINTS)
+        for number in (-2, -1, 29, 60):
+            yield {name: Fraction(number + 2 + place) for place, name in enumerate(names)}
         return
     far = 3 + 2 * max(map(_largest_number, nodes))
     places = range(len(names))
@@ -157,8 +159,12 @@ def _mixed(number: int, far: Fraction) -> Fraction:
 
 
 def _largest_number(node: Node) -> Fraction:
-    if isinstance(node, Number):
-        return min(abs(node.value), Fraction(MAX_FAR))
+    try:
+        value = rational(node)
+    except TooCostly:
+        value = Fraction(MAX_FAR)
+    if value is not None:
+        return min(abs(value), Fraction(MAX_FAR))
     return max(map(_largest_number, children(node)), default=Fraction(1))
 
 
@@ -205,20 +211,6 @@ def _equal_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bo
     return abs(values[0] - values[1]) <= tolerance, is_real
 
 
-def _context_for(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[Any, int]:
-    """A context with enough digits for both expressions at a point, and their number."""
-    context = _precise_context()
-    context.dps = BASE_DIGITS
-    evaluation = _Evaluation(context, point)
-    for node in (first, second):
-        evaluation.value_or_none(node)
-    digits = evaluation.digits_needed()
-    if digits > MAX_DIGITS:
-        raise TooCostly("too many digits needed")
-    context.dps = digits
-    return context, digits
-
-
 def _precise_values(
     first: Node, second: Node, point: dict[str, Fraction]
 ) -> "tuple[list[Value], Value, _Evaluation] | None":
@@ -227,16 +219,30 @@ def _precise_values(
     None where one of them has no finite value.
     """
     try:
-        context, digits = _context_for(first, second, point)
-        evaluation = _Evaluation(context, point)
-        values = [evaluation.value_or_none(node) for node in (first, second)]
+        evaluation, values = _evaluated(first, second, point)
     except TooCostly:
         if point:
             return None
         raise
     if values[0] is None or values[1] is None:
         return None
-    return values, evaluation.largest * context.mpf(10) ** -(digits * 8 // 10), evaluation
+    context = evaluation.context
+    return values, evaluation.largest * context.mpf(10) ** -(context.dps * 8 // 10), evaluation
+
+
+def _evaluated(first: Node, second: Node, point: dict[str, Fraction]) -> "tuple[_Evaluation, list[Value | None]]":
+    """Both values, with as many digits as their evaluation turns out to need."""
+    context = _precise_context()
+    digits = BASE_DIGITS
+    while digits <= MAX_DIGITS:
+        context.dps = digits
+        evaluation = _Evaluation(context, point)
+        values = [evaluation.value_or_none(node) for node in (first, second)]
+        needed = evaluation.digits_needed()
+        if needed <= digits:
+            return evaluation, values
+        digits = needed
+    raise TooCostly("too many digits needed")
 
 
 def _ratio_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[Value, Value] | None:

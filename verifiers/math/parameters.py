@@ -22,6 +22,7 @@ from verifiers.math.nodes import (
 _KNOWN = frozenset(("pi", "e", "i"))
 _CONSTANTS = frozenset(("C", *(f"{letter}_{number}" for letter in "Cc" for number in (1, 2, 3))))
 _NAMES_OF_CONSTANTS = _CONSTANTS | {"c", "K", "k", "A", "B"}
+_COUNTERS = frozenset("kmnljpq")  # names that an integer has without being said to be one
 _SHIFTED = frozenset(("\\ZZ", "\\RR"))  # where k may count backwards or from elsewhere
 
 
@@ -36,7 +37,8 @@ def family_readings(answer: Node, reference: Node) -> Iterator[tuple[Node, Node]
         return None
     members, name = _family(answer)
     wanted, counter = _family(reference)
-    shifts = (0, 1, -1, 2, -2) if set(domains) & _SHIFTED else (0,)
+    is_sequence = isinstance(wanted, Relation) and any(f"_{counter}" in name for name in symbols(wanted.sides[0]))
+    shifts = (0, 1, -1, 2, -2) if set(domains) & _SHIFTED and not is_sequence else (0,)
     return (
         (replaced(members, name, add([count, Number(Fraction(shift))]) if shift else count), wanted)
         for shift in shifts
@@ -62,7 +64,9 @@ def _family(node: Node) -> tuple[Node, str]:
         names = symbols(condition.sides[0])
         node = listed(node.items[:-1])
     elif isinstance(node, Relation):
-        names -= symbols(node.sides[0])
+        names = (names - symbols(node.sides[0])) & _COUNTERS
+    else:
+        names &= _COUNTERS if len(names) == 1 else names
     if len(names) != 1:
         raise Unreadable("no parameter")
     return node, names.pop()
@@ -96,6 +100,8 @@ def _are_linear(case: tuple[Node, list[str]]) -> bool:
     """Whether constants stand only where constants of integration do: as terms, or factors of terms."""
     node, names = case
     side = node.sides[-1] if isinstance(node, Relation) else node
+    if not symbols(side) - set(names) - _KNOWN:
+        return False  # no function that they are the constants of
     terms = side.arguments if isinstance(side, Apply) and side.operator == "+" else (side,)
     for term in terms:
         factors = term.arguments if isinstance(term, Apply) and term.operator == "*" else (term,)

@@ -254,7 +254,7 @@ class _Parser(Atoms):
             value, words = multiply([value, Number(Fraction(MULTIPLES[words[0]]))]), words[1:]
             if not words:
                 return value
-        if NO_UNITS & set(" ".join(words).split()):
+        if NO_UNITS & set(" ".join(words).split()) or words[-1].endswith("per"):
             raise Unreadable("words that are no unit")
         name = " ".join(words)
         if name == "percent":

@@ -118,7 +118,8 @@ DOMAINS = {
 # Words after a number that no unit holds: they change what it says.
 NO_UNITS = _words(
     "squared cubed minus plus times over divided or more less than least most not greater fewer under above below "
-    "between about roughly approximately either"
+    "between about roughly approximately either tenths hundredths thousandths halves thirds quarters fourths fifths "
+    "out except without root by to mod xor power"
 )
 
 GREEK = _words(

@@ -59,7 +59,7 @@ _TOKEN = re.compile(
         (?:\\(?:overline|bar)\s*\{\d+\} | (?:\\dot\s*\{?\d\}?\d*){1,2} | (?:[eE][-+]?\d+(?![\da-zA-Z]))?) )
   | (?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|mbox|hbox|mathrm|rm|operatorname\*?)
         \s*\{(?P<content>(?:[^{}]|\{[^{}]*\})*+)\})
-  | \\(?:mathbf|hat|vec|boldsymbol)\s*\{\s*\\?(?P<unit>[ijk])(?:math)?\s*\}
+  | \\(?:mathbf|hat|vec|boldsymbol)(?:\s*\{\s*\\?|\s+\\?)(?P<unit>[ijk])(?:math)?(?![a-zA-Z])\s*\}?
   | \\begin\s*\{(?P<begin>\w+\*?)\}(?:\s*\{[lcr|@!\s]*\})?
   | \\end\s*\{(?P<end>\w+\*?)\}
   | \\mathbb\s*\{?\s*(?P<blackboard>[A-Z])\s*\}?
@@ -226,6 +226,8 @@ class _Tokenizer:
             word == "e" or word == "i" or (len(word) == 1 and self.tokens and content not in _SI and not is_unit(word))
         ):
             self._add(Kind.LETTER, content)
+        elif content.startswith("(") and self._after_value():
+            self._add(Kind.WORD, "remark")
         elif word:
             self._add(Kind.WORD, word.strip("().,:; ") if len(word) > 1 else content)
 

@@ -6,7 +6,8 @@ from verifiers.math.spelling import PHRASES
 
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|mathrm|mathbf)\s*\{([^{}]*)\}|\\[ ,;:!]|\$")
 _PREAMBLE = re.compile(
-    r"^\\text\s*\{\s*(?:there (?:is|are)|all|(?:the )?(?:final )?answer:?|[\w ]* (?:is|are|equals):?|)\s*\}\s*(?=\S)",
+    r"^\\text\s*\{\s*(?:there (?:is|are)|all|(?:the )?(?:final )?answer:?|"
+    r"(?!.*\b(?:not|wrong|incorrect|never)\b)[\w ]* (?:is|are|equals):?|)\s*\}\s*(?=\S)",
     re.IGNORECASE,
 )
 _IMPLIES = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![a-zA-Z])|⇒|∴")
@@ -16,7 +17,7 @@ _LABEL = re.compile(
 _CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-J])\)?")
 _LEADING_CHOICE = re.compile(
     r"(?:(?:option|choice)\s+)?(?:\(([A-Ja-j])\)|((?-i:[A-J]))(?:[).:]|$))"
-    r"(?!\s*(?:[-+*/^_=<>,;&({}]|(?:or|and|is|not)\b))(?!.*(?-i:\b[A-J]\b))",
+    r"(?!\s*(?:[-+*/^_=<>,;&({}]|(?:or|and|is|not)\b))(?!.*\b(?:wrong|incorrect|false)\b)(?!.*(?-i:\b[A-J]\b))",
     re.IGNORECASE | re.DOTALL,
 )
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'.,; -]*|[A-Z][a-z]{2,} \d{1,2}")  # the last: October 30
