@@ -434,7 +434,7 @@ _NEVER_CANCEL = frozenset(("*", "root", "abs", "deg", "exp", "!", "binom"))
 _SAME_NAME = (
     "exp",
     *("sin", "cos", "tan", "cot", "sec", "csc"),
-    *("sinh", "cosh", "tanh", "coth"),
+    *("sinh", "cosh", "tanh", "coth", "sech", "csch"),
 )
 # Operator: (function of the context and the values, number of arguments or 0 for any).
 _FUNCTIONS: dict[str, tuple[Callable[..., Value], int]] = {

@@ -8,6 +8,7 @@ from verifiers.math.atoms import CLOSERS, PAIRS, Atoms
 from verifiers.math.cursor import END
 from verifiers.math.literals import mixed_number, read_number
 from verifiers.math.nodes import (
+    MINUS_ONE,
     Apply,
     Group,
     Node,
@@ -146,7 +147,11 @@ class _Parser(Atoms):
             if self.accept("*"):
                 factors.append(self.signed(self.factor))
             elif self.accept("/"):
-                factors.append(invert(self.signed(self.factor)))
+                divisor = self.signed(self.factor)
+                if isinstance(divisor, Quantity) and not any(isinstance(factor, Quantity) for factor in factors):
+                    unit = divisor.unit  # 5/12 radians: that of the whole
+                    return Quantity(multiply([*factors, invert(divisor.value)]), unit)
+                factors.append(invert(divisor))
             elif not self.starts_factor():
                 break
             elif self.peek.kind is Kind.NUMBER and isinstance(factors[-1], Quantity) and factors[-1].unit:
@@ -196,7 +201,7 @@ class _Parser(Atoms):
             node = self.mixed_fraction(node) or node
         while True:
             if self.accept("^"):
-                node = self.degrees(node) or Apply("^", (node, self.exponent()))
+                node = self.degrees(node) or self.power(node)
             elif self.accept("circ"):
                 node = self.temperature(node) or Apply("deg", (node,))
             elif self.accept("!"):
@@ -236,6 +241,14 @@ class _Parser(Atoms):
             return None
         self.next()
         return Quantity(node, _TEMPERATURES[token.text])
+
+    def power(self, base: Node) -> Node:
+        """A power; `f^{-1}(x)` is a function of its own."""
+        power = self.exponent()
+        if base in (Symbol("f"), Symbol("g")) and power == MINUS_ONE and self.peek.text == "(":
+            assert isinstance(base, Symbol)
+            return Apply("call", (Symbol(f"{base.name}^-1"), self.atom()))
+        return Apply("^", (base, power))
 
     def exponent(self) -> Node:
         self.enter()

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from verifiers.math import numeric, symbolic
 from verifiers.math.exact import rational
-from verifiers.math.nodes import Apply, Node, Number, Numeral, Quantity, Unreadable, children, multiply
+from verifiers.math.nodes import Apply, Node, Number, Numeral, Quantity, Unreadable, children, multiply, symbols
 from verifiers.math.units import in_base
 
 ROUNDED_DECIMALS = 4
@@ -17,11 +17,24 @@ def same_scalar(answer: Node, reference: Node) -> bool:
         return _same_numeral(answer, reference)
     answer_unit, answer = _split_unit(answer)
     reference_unit, reference = _split_unit(reference)
+    units = {answer_unit, reference_unit}
+    if "deg" in units and units & {None, "rad"} and _same_angle(answer_unit, answer, reference):
+        return True
     if answer_unit and reference_unit and answer_unit != reference_unit:
         (answer_unit, mine), (reference_unit, theirs) = in_base(answer_unit), in_base(reference_unit)
         if answer_unit != reference_unit:
             return False
         answer, reference = multiply([answer, Number(mine)]), multiply([reference, Number(theirs)])
+    return _same_values(answer, reference)
+
+
+def _same_angle(answer_unit: str | None, answer: Node, reference: Node) -> bool:
+    r"""Whether one side in degrees is the other in radians: 60^\circ is \pi/3."""
+    degrees, radians = (answer, reference) if answer_unit == "deg" else (reference, answer)
+    return "pi" in symbols(radians) and _same_values(Apply("deg", (degrees,)), radians)
+
+
+def _same_values(answer: Node, reference: Node) -> bool:
     for rung in _SCALAR_RUNGS:
         verdict = rung(answer, reference)
         if verdict is not None:
@@ -53,6 +66,8 @@ def _split_unit(node: Node) -> tuple[str | None, Node]:
             units = {unit for (unit, value), term in zip(split, terms, strict=True) if value is not term}
             if not units:
                 return None, node
+            if units == {"deg"}:  # letters next to degrees count degrees
+                return "deg", Apply("+", tuple(value for _, value in split))
             if any(value is term for (_, value), term in zip(split, terms, strict=True)):
                 raise Unreadable("terms with and without a unit")
             if len(units) == 1:

@@ -24,8 +24,8 @@ def _greek(letters: str) -> dict[str, str]:
 
 # Functions that apply to what follows them.
 FUNCTIONS = _words(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh "
-    "ln log lg exp sqrt gcd lcm max min cis"
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch "
+    "arcsinh arccosh arctanh ln log lg exp sqrt gcd lcm max min cis"
 )
 
 # Commands without a meaning here: an answer that holds one is compared as text.

@@ -73,6 +73,7 @@ _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True
 _LETTERS = re.compile(r"[A-Za-z]+")
 _SI = frozenset("NJWVKACFHTΩ")  # units that are one capital
 _QUANTIFIERS = ("for all", "for any", "for every", "for each")
+_PI = Token(Kind.COMMAND, "pi")
 _TIMES = frozenset(("min", "sec"))  # units of time after a value, else functions
 _SPEED = re.compile(r"(mm|cm|m|km|ft|mi)\s*/\s*(s|sec|min|h|hr)(?![A-Za-z])")
 _HEXADECIMAL = re.compile(r"[A-Fa-f][\dA-Fa-f]++_\{?1[1-6]\b")
@@ -105,6 +106,7 @@ def clean(text: str) -> str:
     """
     if len(text) > MAX_CHARS:
         raise Unreadable("too long")
+    text = re.sub(r"(?<=\d)\{:\}", ":", text)
     text = _ELLIPSIS_END.sub(r"\\dots", text)
     text = _ORDINAL.sub("", _COMBINATIONS.sub(r"\\binom{\1}{\2}", text))
     if not text.isascii():
@@ -286,7 +288,11 @@ class _Tokenizer:
         if not self.tokens:
             return False
         last = self.tokens[-1]
-        return last.kind in (Kind.NUMBER, Kind.WORD) or (last.kind is Kind.MARK and last.text in (")", "}", "$", "/"))
+        return (
+            last.kind in (Kind.NUMBER, Kind.WORD)
+            or last == _PI
+            or (last.kind is Kind.MARK and last.text in (")", "}", "$", "/"))
+        )
 
     def _add(self, kind: Kind, text: str) -> None:
         self.tokens.append(Token(kind, text))

@@ -15,7 +15,8 @@ def evaluated(node: Node) -> Node:
     match node:
         case Apply(operator="^", arguments=(Matrix() as matrix, Symbol(name="T"))):
             return Matrix(tuple(zip(*matrix.rows, strict=True)))
-        case Apply(operator="*", arguments=factors):
+        case Apply(operator="*", arguments=arguments):
+            factors = [evaluated(factor) for factor in arguments]
             wholes = [factor for factor in factors if isinstance(factor, Matrix | Group)]
             if len(wholes) == 1 and (isinstance(wholes[0], Matrix) or _is_tuple(wholes[0])):
                 return _scaled([factor for factor in factors if factor is not wholes[0]], wholes[0])
