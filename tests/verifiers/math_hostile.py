@@ -1,5 +1,12 @@
 """Answers that mean harm, by what they try: each is wrong for every reference that the tests give."""
 
+
+def _nested_determinants(depth: int) -> str:
+    inner = "1" if depth == 1 else _nested_determinants(depth - 1)
+    rows = ["1&2&3&4"] * 3 + [f"1&2&3&{inner}"]
+    return r"\begin{vmatrix}" + r"\\".join(rows) + r"\end{vmatrix}"
+
+
 HOSTILE = {
     "tower of powers": "9^{9^{9^{9^{9^{9}}}}}",
     "plain tower": "9^9^9^9^9^9^9",
@@ -104,6 +111,16 @@ HOSTILE = {
     "imaginary tower": "i^{i^{i^{i^{10^{100}}}}}",
     "cosine of a tower": r"\cos(10^{10^{10}})",
     "almost zero": "10^{-10^{9}}",
+    "power of a unit": r"5\text{ cm}^{9999999}",
+    "modulus that is a power": r"3 \pmod{2^{2^{2^{2^{2^2}}}}}",
+    "tangent far from the real line": r"\ln(\tan(1+10^{10}i))",
+    "root of a tiny degree": r"\sqrt[\exp(-10^{10})]{1000}",
+    "determinants in determinants": _nested_determinants(6),
+    "sums of sums": r"|x|+i" + r"+\sum_{k=1}^{99}\sin(kx)" * 80,
+    "a power that nearly is 1": "x+1+" + "({0})-({0})".format("(" * 4 + "1.00001" + ")^{64}" * 4),
+    "sets in sets": r"\{" * 20 + "1" + r"\}" * 20,
+    "one of many": r"\max 5",
+    "tiny and complex": r"i+10^{-150}+|x|" + "".join(rf"+\sin(\ln(x+{k}))" for k in range(100)),
     "a megabyte": "x+" * 500_000 + "1",
     "a megabyte of braces": "{}" * 500_000,
     "a megabyte of digits": "1" * 1_000_000,

@@ -418,7 +418,7 @@ class Atoms(Cursor, ABC):
             raise Unreadable("ragged matrix")
         if environment == "vmatrix":
             value = determinant(tuple(rows))
-            if value is None:
+            if value is None or size(value) > MAX_SERIES:
                 raise Unreadable("a determinant that is not written out")
             return value
         return Matrix(tuple(rows))

@@ -50,6 +50,7 @@ MAX_UNORDERED = 40
 MAX_PLAIN_DIGITS = 1_000
 
 _SPACE_NOT_BETWEEN_DIGITS = re.compile(r"(?<![\d\s])\s+|\s+(?![\d\s])")
+_ASKED = frozenset(("lim", "int", "iint", "oint", "sum", "prod", "dots", "d"))  # of these only the value is read
 _EQUALS = Token(Kind.MARK, "=")
 _LOG, _COMMON_LOG = Token(Kind.COMMAND, "log"), Token(Kind.COMMAND, "lg")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
@@ -89,7 +90,7 @@ def _parsed_answer(tokens: tuple[Token, ...]) -> Node:
         return parse(tokens)
     except Unreadable:
         ends = [at for at, token in enumerate(tokens) if token == _EQUALS]
-        if not ends:
+        if not ends or not _ASKED & {token.text for token in tokens[: ends[-1]]}:
             raise
         return parse(tokens[ends[-1] + 1 :])
 
@@ -171,6 +172,8 @@ def _same_group(answer: Node, reference: Node) -> bool:
         is_vector = isinstance(matrix, Matrix) and 1 in _shape(matrix)
         return is_vector and not _is_set(group) and _in_order(children(answer), children(reference))
     if _is_set(answer) and _is_set(reference):
+        if len(answer.items) == len(reference.items) == 1:
+            return _is_set(answer.items[0]) == _is_set(reference.items[0]) and same(answer.items[0], reference.items[0])
         return _covers(answer.items, reference.items) and _covers(reference.items, answer.items)
     kinds = {answer.opening, reference.opening}
     if kinds <= {"", "\\{"}:

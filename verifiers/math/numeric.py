@@ -19,6 +19,7 @@ BASE_DIGITS = 120
 MAX_DIGITS = 1_500
 MAX_MAGNITUDE = 300  # decimal digits before the point of any intermediate value
 MAX_EXPONENT = 100_000  # of any base, however near to 1: each digit of it costs one of the result
+MAX_STEEP = 3_000  # along which sin, exp and their kin grow
 MAX_GAMMA_BITS = 1_000  # of precision, beyond which a factorial that is not rational takes seconds
 MAX_SYMBOLS = 12
 NEEDED_POINTS = 2
@@ -38,9 +39,10 @@ def identical(first: Node, second: Node) -> bool:
     Raises TooCostly if that needs more digits than `MAX_DIGITS`, Unreadable if an operation has no values.
     """
     names = sorted((symbols(first) | symbols(second)) - CONSTANTS)
+    is_complex = "i" in symbols(first) | symbols(second)  # then there are no points among the reals to wait for
     real_points, other_points = 0, []
     for point in _sample(names, first, second):
-        outcome = _equal_at(first, second, point)
+        outcome = _equal_at(first, second, point, is_complex)
         if outcome is None:
             continue
         equal, is_real = outcome
@@ -49,6 +51,8 @@ def identical(first: Node, second: Node) -> bool:
         elif equal:
             real_points += 1
         else:
+            return False
+        if not equal and is_complex:
             return False
     needed = NEEDED_POINTS if names else 1
     return real_points >= needed or (real_points + len(other_points) >= needed and all(other_points))
@@ -125,13 +129,14 @@ def _sample(names: list[str], *nodes: Node) -> Iterator[dict[str, Fraction]]:
         for number in (-2, -1, 29, 60):
             yield {name: Fraction(number + 2 + place) for place, name in enumerate(names)}
         return
-    far = 3 + 2 * max(map(_largest_number, nodes))
+    edge = max(map(_largest_number, nodes))
+    far = 3 + 2 * edge
     places = range(len(names))
     signs = [[-1 if place >> bit & 1 else 1 for place in places] for bit in range((len(names) - 1).bit_length())]
     yield {name: _scattered(place, 5) for place, name in enumerate(names)}
     for pattern in ([1] * len(names), *signs, [-1] * len(names)):
         yield {name: pattern[place] * _scattered(place, 11) for place, name in enumerate(names)}
-        yield {name: pattern[place] * (far + _scattered(place, 13)) for place, name in enumerate(names)}
+        yield {name: pattern[place] * (edge + _scattered(place, 13)) for place, name in enumerate(names)}
     for number in range(MANY_POINTS if any(map(_has_branches, nodes)) else MIXED_POINTS):
         yield {name: _mixed(number * len(names) + place, far) for place, name in enumerate(names)}
     yield from _integers(names, INTEGER_POINTS if any(map(_may_be_periodic, nodes)) else 2)
@@ -195,8 +200,8 @@ def _may_be_periodic(node: Node) -> bool:
             return any(map(_may_be_periodic, children(node)))
 
 
-def _equal_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bool, bool] | None:
-    """(equal, both real) at a point; None where one of them has no finite value."""
+def _equal_at(first: Node, second: Node, point: dict[str, Fraction], is_complex: bool) -> tuple[bool, bool] | None:
+    """(equal, both real) at a point; None where one has no finite value, or, unless `is_complex`, only one is real."""
     found = _precise_values(first, second, point)
     if found is None:
         return None
@@ -204,7 +209,7 @@ def _equal_at(first: Node, second: Node, point: dict[str, Fraction]) -> tuple[bo
     context = evaluation.context
     is_real = all(abs(context.im(v)) <= tolerance for v in values)
     one_real = any(abs(context.im(v)) <= tolerance for v in values)
-    if one_real and not is_real and point:
+    if one_real and not is_real and point and not is_complex:
         return None  # one is not defined there among the reals
     if point and evaluation.left_reals:
         is_real = False  # sqrt(x) sqrt(y) has no value among the reals where x and y are negative
@@ -281,6 +286,7 @@ class _Evaluation:
         self.largest = context.mpf(1)
         self.smallest = context.mpf(1)
         self.limit = context.mpf(10) ** MAX_MAGNITUDE
+        self.least_size = context.mpf(10) ** -MAX_DIGITS
         self.literal_digits = 0
         self.left_reals = False
 
@@ -323,6 +329,8 @@ class _Evaluation:
                 raise TooCostly("value too large")
             self.largest = size
         elif 0 < size < self.smallest:
+            if size < self.least_size:
+                raise TooCostly("value too small")
             self.smallest = size
         return result
 
@@ -352,10 +360,17 @@ class _Evaluation:
         )
 
     def apply(self, operator: str, arguments: list[Value]) -> Value:
+        if operator in _STEEP and any(self.is_far(operator, argument) for argument in arguments):
+            raise TooCostly("argument too large")
         function, arity = _FUNCTIONS.get(operator, (None, 0))
         if function is None or (arity and len(arguments) not in (arity, arity + (operator == "log"))):
             raise Unreadable(f"{operator} of {len(arguments)} arguments")
         return function(self.context, *arguments)
+
+    def is_far(self, operator: str, argument: Value) -> bool:
+        """Whether a function grows or falls there so much that its value has thousands of digits."""
+        along = self.context.im(argument) if operator in _PERIODIC else self.context.re(argument)
+        return abs(along) > MAX_STEEP
 
     def power(self, base_node: Node, exponent_node: Node) -> Value:
         base, exponent = self.value(base_node), self.value(exponent_node)
@@ -430,6 +445,8 @@ def _named(name: str) -> Callable[..., Value]:
     return lambda context, value: getattr(context, name)(value)
 
 
+_PERIODIC = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
+_STEEP = _PERIODIC | {"exp", "sinh", "cosh", "tanh", "coth", "sech", "csch"}
 _NEVER_CANCEL = frozenset(("*", "root", "abs", "deg", "exp", "!", "binom"))
 _SAME_NAME = (
     "exp",

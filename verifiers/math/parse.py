@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from verifiers.math.atoms import CLOSERS, PAIRS, Atoms
 from verifiers.math.cursor import END
+from verifiers.math.exact import rational
 from verifiers.math.literals import mixed_number, read_number
 from verifiers.math.nodes import (
     MINUS_ONE,
@@ -23,12 +24,14 @@ from verifiers.math.nodes import (
     listed,
     multiply,
     negate,
+    size,
 )
 from verifiers.math.spelling import DOMAINS, MULTIPLES, NO_UNITS
 from verifiers.math.tokens import CACHED, Kind, Token
 from verifiers.math.units import canonical_unit
 
 MAX_FILLED = 100
+MAX_SIZE = 4_000  # parts of the tree, with sums and products written out
 MAX_TOKENS = 1_500
 
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "~", "in", "equiv"))
@@ -50,7 +53,10 @@ def parse(tokens: tuple[Token, ...]) -> Node:
     items = parser.listing()
     if parser.peek is not END:
         raise Unreadable(f"unexpected {parser.peek.text!r}")
-    return listed(items)
+    tree = listed(items)
+    if size(tree) > MAX_SIZE:
+        raise Unreadable("too large")
+    return tree
 
 
 class _Parser(Atoms):
@@ -85,7 +91,10 @@ class _Parser(Atoms):
         if self.accept("mod"):
             modulus = self.argument(whole_number=True)
             if isinstance(sides[0], Number):
-                return Quantity(sides[0], f"mod {modulus}")
+                value = rational(modulus)
+                if value is None:
+                    raise Unreadable("a modulus that is no number")
+                return Quantity(sides[0], f"mod {value}")
             return Apply("call", (Symbol("mod"), sides[0], modulus))
         return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
 
@@ -276,7 +285,15 @@ class _Parser(Atoms):
             return Apply("deg", (value,))
         if domain := DOMAINS.get(name.removeprefix("is ")):
             return Relation((value, Symbol(domain)), ("in",))
-        return Quantity(value, canonical_unit(name, power))
+        unit = canonical_unit(name, power)
+        if (
+            unit is None
+            and words
+            and words[-1] not in ("remark", "of")
+            and self.peek.kind in (Kind.LETTER, Kind.COMMAND)
+        ):
+            raise Unreadable("words between factors")
+        return Quantity(value, unit)
 
     def unit_words(self) -> tuple[list[str], int]:
         """`m / s ^ 2` as its words and the power of the last."""

@@ -10,7 +10,8 @@ import math
 import threading
 from typing import TYPE_CHECKING
 
-from verifiers.math.nodes import Apply, Node, Number, Symbol, children, size, symbols
+from verifiers.math.exact import rational
+from verifiers.math.nodes import Apply, Node, Number, Symbol, TooCostly, children, size, symbols
 
 if TYPE_CHECKING:
     import sympy
@@ -76,9 +77,13 @@ def _terms(node: Node) -> int:
 def _expression(node: Node) -> "sympy.Expr":
     import sympy
 
+    try:
+        value = rational(node)
+    except TooCostly as error:
+        raise _Beyond from error
+    if value is not None:
+        return sympy.Rational(value.numerator, value.denominator)
     match node:
-        case Number():
-            return sympy.Rational(node.value.numerator, node.value.denominator)
         case Symbol(name="i"):
             return sympy.I
         case Symbol():  # pi and e too: no polynomial with rational coefficients vanishes at either, as far as is known

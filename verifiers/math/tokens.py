@@ -71,7 +71,18 @@ _TOKEN = re.compile(
 )
 _WORD_PREFIX = re.compile("(" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|pi)([a-z]?)")
 _LETTERS = re.compile(r"[A-Za-z]+")
-_SI = frozenset("NJWVKACFHTΩ")  # units that are one capital
+_SI = {  # units that are one capital
+    "N": "newton",
+    "J": "joule",
+    "W": "watt",
+    "V": "volt",
+    "K": "kelvin",
+    "A": "ampere",
+    "C": "coulomb",
+    "F": "farad",
+    "H": "henry",
+    "T": "tesla",
+}
 _QUANTIFIERS = ("for all", "for any", "for every", "for each")
 _PI = Token(Kind.COMMAND, "pi")
 _TIMES = frozenset(("min", "sec"))  # units of time after a value, else functions
@@ -85,7 +96,7 @@ _REPEATING = re.compile(r"\\(?:overline|bar)\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?(?:(\
 _E_MINUS = re.compile(r"(?!1e)\d+[eE][-+]\d")
 _ELLIPSIS_END = re.compile(r"\.\.\.\s*$")
 _ORDINAL = re.compile(
-    r"(?<=\d)\s*(?:\^\s*\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\}?|\^\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th))(?![a-zA-Z])"
+    r"(?<=\d)(?:\s*\^\s*\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\}?|\^\{th\}|(?:(?<=1)st|(?<=2)nd|(?<=3)rd|th)(?=\}?\s*$))"
 )
 _COMBINATIONS = re.compile(r"(?:\{\})?[_^]\{?(\d+)\}?\s*C_\{?(\d+)\}?")
 _RANGE = re.compile("(?<=\\d)\\s*[\u2013\u2014]\\s*(?=\\d)")  # a dash between numbers is no minus
@@ -228,6 +239,8 @@ class _Tokenizer:
             word == "e" or word == "i" or (len(word) == 1 and self.tokens and content not in _SI and not is_unit(word))
         ):
             self._add(Kind.LETTER, content)
+        elif content in _SI and self._after_value():
+            self._add(Kind.WORD, _SI[content])
         elif content.startswith("(") and self._after_value():
             self._add(Kind.WORD, "remark")
         elif word:

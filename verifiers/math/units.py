@@ -2,6 +2,10 @@
 
 from fractions import Fraction
 
+from verifiers.math.nodes import Unreadable
+
+MAX_POWER = 9
+
 _SPELLINGS = {
     "m": "meter meters metre metres",
     "cm": "centimeter centimeters centimetre centimetres",
@@ -33,6 +37,17 @@ _SPELLINGS = {
     "gallon": "gallons gal",
     "celsius": "°c",
     "fahrenheit": "°f",
+    "newton": "newtons",
+    "joule": "joules",
+    "watt": "watts",
+    "volt": "volts",
+    "kelvin": "kelvins",
+    "ampere": "amperes amp amps",
+    "coulomb": "coulombs",
+    "farad": "farads",
+    "henry": "henries",
+    "tesla": "teslas",
+    "ohm": "ohms Ω",
     "unit": "units",
     "percent": "",
     "/": "per",
@@ -92,6 +107,8 @@ def canonical_unit(words: str, exponent: int = 1) -> str | None:
 
     "units" says nothing, whatever its power, and so does no word at all: both are None.
     """
+    if abs(exponent) > MAX_POWER:
+        raise Unreadable("power of a unit")
     parts = []
     power = exponent
     for word in _SPEEDS.get(words, words).replace("/", " / ").replace(".", "").split():
