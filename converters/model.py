@@ -6,6 +6,7 @@ layer specs or how a fused projection is cut.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import apply_factories
 from torch import Tensor
 
-from converters.blocks import Block, empty_parts, to_hf, to_megatron
+from converters.blocks import Block, empty_parts, matches, to_hf, to_megatron
 from converters.errors import ConversionError
 from converters.families.family import Family, Weight
 from converters.hf_config import ModelShape
 from converters.hf_folder import HFReader, check_names
 
-Place = tuple[str, int, int]  # key, layer, expert
+Place = tuple[str, int, int]
+"""A weight of the whole model: key, layer, expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class HFExport:
         self, chunks: Sequence[torch.nn.Module], family: Family, shape: ModelShape, groups: ModelGroups
     ) -> None:
         self._family, self._shape, self._groups = family, shape, groups
+        self._table = {weight.key: weight for weight in family.table(shape)}
         self._local: dict[Place, list[tuple[Block, Tensor]]] = {}
         for block, data in local_blocks(chunks, family, shape):
             self._local.setdefault(_place(block), []).append((block, data))
@@ -94,12 +97,49 @@ class HFExport:
         # Of every tensor-parallel rank: its blocks of each place. Ranks of one group hold the same places.
         self._cuts = _gather_objects(self._blocks, groups.tp)
         self._like = next(iter(self._local.values()))[0][1]
-        spread = (group for group in (groups.pp, groups.ep) if group is not None and dist.get_world_size(group) > 1)
+        spread = [group for group in (groups.pp, groups.ep) if group is not None and dist.get_world_size(group) > 1]
         self._owners = self._find_owners(spread)
+        self._mine = {place for place in self._local if self._writes(place)}
 
     def plan(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Dtype and shape of every tensor by name, in order."""
         return {name: (self._like.dtype, size) for name, size in self._family.hf_tensors(self._shape).items()}
+
+    def units(self) -> list[list[Place]]:
+        """The weights in order, in lists of those that belong to one module (weight and bias, all experts of a layer).
+
+        Who loads a model module by module needs all of a unit at once.
+        """
+        groups = groupby(
+            ((weight.key, layer, expert) for weight, layer, expert in self._family.walk(self._shape)),
+            key=lambda place: (
+                place[0].partition(".experts.")[0].removesuffix(".weight").removesuffix(".bias"),
+                place[1],
+            ),
+        )
+        return [list(places) for _, places in groups]
+
+    def tensors(self, place: Place) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, dtype and shape of the Hugging Face tensors of a weight."""
+        key, layer, expert = place
+        weight = self._table[key]
+        sizes = weight.hf_shapes(self._shape)
+        return [(n, self._like.dtype, s) for n, s in zip(weight.hf_names(layer, expert), sizes, strict=True)]
+
+    def pieces(self, place: Place, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of views that this rank is to copy from left to right, so that all ranks together fill `parts`.
+
+        No rank waits for another; each piece is one rank's, whatever is replicated.
+        """
+        if place in self._mine:
+            for block, data in self._local[place]:
+                yield from matches(block, data, parts, self._shape)
+
+    def _writes(self, place: Place) -> bool:
+        is_replicated = all(blocks[place] == self._cuts[0][place] for blocks in self._cuts)
+        if is_replicated and self._groups.tp is not None and dist.get_rank(self._groups.tp) != 0:
+            return False
+        return all(dist.get_rank(group) == owners.get(place, 0) for group, owners in self._owners)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for weight, layer, expert in self._family.walk(self._shape):

@@ -128,7 +128,10 @@ class GenerationConfig:
     """Key-value cache of an engine without a GPU."""
     enforce_eager: bool = False
     sync_bucket_mib: int = 512
-    """Weights travel to the engine in buckets of this size."""
+    """Weights travel to the engine in buckets, through a buffer of this size; without a GPU a bucket is half of it."""
+    verify_sync: int = 0
+    """Every so many weight syncs the engine compares the checksum of each tensor with the policy's; 0: never. Only
+    without a GPU."""
     timeout_minutes: int = 60
     """Deadline of an engine's start, of one step's generation, and of one weight sync."""
 

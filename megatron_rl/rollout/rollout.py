@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from megatron_rl.preemption import is_requested
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
 
-if TYPE_CHECKING:  # vLLM is imported only by the ranks that lead an engine
+if TYPE_CHECKING:  # vLLM is imported only where there are engines
     from megatron_rl.rollout.engine import Engine
 
 OnSample = Callable[[Sample], None]
@@ -73,15 +73,14 @@ class Rollout:
 
     def sync(self, version: int) -> None:
         """Give every engine the policy's current weights; samples from now on carry `version`."""
-        assert self._export is not None
+        assert self._sender is not None
         self._wake()
         with deadline(self._timeout, f"rank {self._parallel.rank}: weight sync {version}"):
-            if self._sender is None:
-                for _ in self._export:  # this rank's part in the gathering
-                    pass
-                return
             if self._engine is not None:
                 self._engine.version = version
+            if self._parallel.device.weight_transfer == "shm":
+                every = self._config.verify_sync
+                self._sender.verify = every > 0 and version % every == 0
             self._sender.send_weights()
 
     def generate(
@@ -158,10 +157,8 @@ class Rollout:
         )
 
     def _connect(self) -> None:
-        self._sender = None
-        if self._export is None:
-            return
-        if self.leads or self._parallel.device.weight_transfer == "ipc":
+        self._sender: Any = None
+        if self._export is not None:
             from megatron_rl.rollout.weight_sync import connect
 
             bucket_bytes = self._config.sync_bucket_mib << 20

@@ -1,16 +1,21 @@
-"""vLLM weight-transfer backend `shm`: whole Hugging Face tensors through shared memory, bucket by bucket.
+"""vLLM weight-transfer backend `shm`: Hugging Face tensors through memory that all ranks and engines of a host share.
 
-Sender (the trainer rank that leads an engine) and receivers (the engine's workers) map one buffer of the size of the
-largest bucket. What is in which bucket, and where, goes over once at the handshake; a sync sends only bucket numbers.
+The buffer has two halves. Every rank copies its own pieces of the weights to where they belong in one, with no
+gathering before, while the engines load the other. What is in which bucket, and where, goes over once at the handshake;
+a sync sends only bucket numbers, and checksums when these are asked for.
 """
 
 import mmap
 import os
+import socket
 import tempfile
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+import torch.distributed as dist
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
     TrainerInitInfo,
@@ -22,14 +27,23 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from megatron_rl.rollout.checksums import checksum
+
+if TYPE_CHECKING:
+    from megatron_rl.rollout.weight_sync import PolicySource
 
 _ALIGNMENT = 64
 _SHARED_MEMORY = "/dev/shm"
 
+Entry = tuple[str, str, list[int], int]
+"""A tensor in a bucket: name, dtype name, shape, offset in bytes."""
+
 
 @dataclass
 class ShmTrainerInitInfo(TrainerInitInfo):
-    """`rank` 0 sends; other ranks only take part in gathering."""
+    """`rank` 0 leads an engine; all ranks write."""
 
     backend: ClassVar[str] = "shm"
     bucket_bytes: int
@@ -37,38 +51,66 @@ class ShmTrainerInitInfo(TrainerInitInfo):
 
 @dataclass
 class ShmInitInfo(WeightTransferInitInfo):
-    """The buffer, and per bucket its tensors as (name, dtype name, shape, offset in bytes)."""
+    """The file, and per bucket its tensors."""
 
     path: str
     buffer_bytes: int
-    buckets: list[list[tuple[str, str, list[int], int]]]
+    buckets: list[list[Entry]]
 
 
 @dataclass
 class ShmUpdateInfo(WeightTransferUpdateInfo):
-    """The number of the bucket now in the buffer."""
+    """The number of a bucket that is in the buffer, and what its tensors should sum up to."""
 
     bucket: int
+    checksums: list[int] = field(default_factory=list)
 
 
-def plan_buckets(
-    metadata: list[ParamMeta], bucket_bytes: int
-) -> tuple[list[list[tuple[str, str, list[int], int]]], int]:
-    """Tensors in order, cut into buckets of at most `bucket_bytes`, and the size of the largest bucket.
+@dataclass(slots=True)
+class Bucket:
+    """Tensors that cross together.
 
-    A tensor above that size has a bucket of its own.
+    Attributes:
+        units: how many units they are.
+        is_whole: it takes the whole buffer, not the half that its number says.
     """
-    buckets: list[list[tuple[str, str, list[int], int]]] = []
-    used, largest = 0, 0
-    for meta in metadata:
-        size = meta.dtype.itemsize * torch.Size(meta.shape).numel()
-        if not buckets or used + size > bucket_bytes:
-            buckets.append([])
+
+    entries: list[Entry]
+    units: int
+    is_whole: bool
+
+
+def plan_buckets(units: Sequence[Sequence[ParamMeta]], buffer_bytes: int) -> tuple[list[Bucket], int]:
+    """Tensors in order, cut between units into buckets of at most half the buffer; a larger unit has the whole buffer.
+
+    Returns:
+        The buckets, every other one in the second half, and the size of the buffer, which is larger if a unit is.
+    """
+    half = buffer_bytes // 2 // _ALIGNMENT * _ALIGNMENT
+    buckets: list[Bucket] = []
+    used, size = 0, 2 * half
+    for unit in units:
+        unit_bytes = sum(_aligned(_bytes(meta)) for meta in unit)
+        is_whole = unit_bytes > half
+        if not buckets or is_whole or buckets[-1].is_whole or used + unit_bytes > half:
+            buckets.append(Bucket([], 0, is_whole))
             used = 0
-        buckets[-1].append((meta.name, str(meta.dtype).removeprefix("torch."), list(meta.shape), used))
-        largest = max(largest, used + size)
-        used = -(-(used + size) // _ALIGNMENT) * _ALIGNMENT
-    return buckets, largest
+        base = 0 if is_whole else (len(buckets) - 1) % 2 * half
+        for meta in unit:
+            name = str(meta.dtype).removeprefix("torch.")
+            buckets[-1].entries.append((meta.name, name, list(meta.shape), base + used))
+            used += _aligned(_bytes(meta))
+        buckets[-1].units += 1
+        size = max(size, unit_bytes)
+    return buckets, size
+
+
+def _bytes(meta: ParamMeta) -> int:
+    return meta.dtype.itemsize * torch.Size(meta.shape).numel()
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _map(path: str, size: int) -> torch.Tensor:
@@ -76,14 +118,15 @@ def _map(path: str, size: int) -> torch.Tensor:
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
 
 
-def _view(buffer: torch.Tensor, dtype: str, shape: list[int], offset: int) -> torch.Tensor:
+def _view(buffer: torch.Tensor, entry: Entry) -> torch.Tensor:
+    _, dtype, shape, offset = entry
     element = getattr(torch, dtype)
     size = torch.Size(shape).numel() * element.itemsize
     return buffer[offset : offset + size].view(element).view(shape)
 
 
 class ShmSender(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
-    """The trainer's side."""
+    """The trainer's side, on every rank."""
 
     init_info_cls = ShmTrainerInitInfo
 
@@ -91,49 +134,116 @@ class ShmSender(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         self,
         *,
         client: VLLMWeightSyncClient,
-        source: WeightSource,
+        source: "PolicySource",
         is_sender: bool,
-        buckets: list[list[tuple[str, str, list[int], int]]],
-        buffer: torch.Tensor | None,
+        group: dist.ProcessGroup,
+        buckets: list[Bucket],
+        buffer: torch.Tensor,
     ) -> None:
         super().__init__(client=client, source=source, is_sender=is_sender)
+        self._source, self._group = source, group
         self._buckets, self._buffer = buckets, buffer
+        self._caller = ThreadPoolExecutor(1, thread_name_prefix="weight-sync")
+        self.verify = False
+        """Send checksums along with the next sync."""
 
     @classmethod
     def trainer_init(
         cls, init_info: ShmTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
     ) -> Self:
-        assert source is not None
-        buckets, size = plan_buckets(source.metadata(), init_info.bucket_bytes)
-        if not init_info.is_sender:
-            return cls(client=client, source=source, is_sender=False, buckets=buckets, buffer=None)
-        descriptor, path = tempfile.mkstemp(prefix="megatron-rl-weights-", dir=_SHARED_MEMORY)
+        from megatron_rl.rollout.weight_sync import PolicySource
+
+        assert isinstance(source, PolicySource)
+        group = _ranks_of_this_host()
+        buckets, size = plan_buckets(source.units(), init_info.bucket_bytes)
+        path = _shared_file(size, group)
         try:
-            os.posix_fallocate(descriptor, 0, size)  # a full /dev/shm fails here and not by SIGBUS later
             buffer = _map(path, size)
-            client.init_weight_transfer_engine({"path": path, "buffer_bytes": size, "buckets": buckets})
+            if init_info.is_sender:
+                entries = [bucket.entries for bucket in buckets]
+                client.init_weight_transfer_engine({"path": path, "buffer_bytes": size, "buckets": entries})
+            dist.barrier(group)
         finally:
-            # Both sides have it mapped; without a name nothing is left behind however the processes end.
-            os.close(descriptor)
-            os.unlink(path)
-        return cls(client=client, source=source, is_sender=True, buckets=buckets, buffer=buffer)
+            # All have it mapped; without a name nothing is left behind however the processes end.
+            if dist.get_rank(group) == 0:
+                os.unlink(path)
+        return cls(
+            client=client,
+            source=source,
+            is_sender=init_info.is_sender,
+            group=group,
+            buckets=buckets,
+            buffer=buffer,
+        )
 
     def send_weights(self) -> None:
-        assert self.source is not None
-        stream = iter(self.source)
-        if self._buffer is None:
-            for _ in stream:  # this rank's part in the gathering
-                pass
-            return
-        self.client.start_weight_update()
+        """All ranks of the host together."""
+        loading: list[Future[None]] = []
+        if self.is_sender:
+            loading.append(self._caller.submit(self.client.start_weight_update))
+        first = 0
         for number, bucket in enumerate(self._buckets):
-            for expected, dtype, shape, offset in bucket:
-                name, tensor = next(stream)
-                assert name == expected, f"the weight source yields {name!r} where it announced {expected!r}"
-                _view(self._buffer, dtype, shape, offset).copy_(tensor)
-            self.client.update_weights({"bucket": number})
-        assert next(stream, None) is None, "the weight source yields more than it announced"
-        self.client.finish_weight_update()
+            needs_all = bucket.is_whole or (number > 0 and self._buckets[number - 1].is_whole)
+            if self.is_sender:
+                for loaded in loading[: None if needs_all else -1]:  # the last may be in the other half
+                    loaded.result()
+            dist.barrier(self._group)
+            tensors = [_view(self._buffer, entry) for entry in bucket.entries]
+            sums = self._fill(range(first, first + bucket.units), tensors)
+            first += bucket.units
+            dist.barrier(self._group)
+            if self.is_sender:
+                update = {"bucket": number, "checksums": sums}
+                loading.append(self._caller.submit(self.client.update_weights, update))
+        if self.is_sender:
+            for loaded in loading:
+                loaded.result()
+            self.client.finish_weight_update()
+
+    def _fill(self, units: range, tensors: Sequence[torch.Tensor]) -> list[int]:
+        """Write this rank's pieces; the checksums of the whole tensors, where they are asked for."""
+        sums: list[int] = []
+        first = 0
+        sizes = [len(unit) for unit in self._source.units()[units.start : units.stop]]
+        for unit, size in zip(units, sizes, strict=True):
+            sums += self._source.fill(unit, tensors[first : first + size], self.verify)
+            first += size
+        if not self.verify:
+            return []
+        total = torch.tensor(sums)
+        dist.all_reduce(total, group=self._group)
+        return [int(value) for value in total]
+
+    def shutdown(self) -> None:
+        """End the thread that calls the engine."""
+        self._caller.shutdown()
+
+
+def _ranks_of_this_host() -> dist.ProcessGroup:
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    groups = {
+        host: dist.new_group([rank for rank, other in enumerate(hosts) if other == host], backend="gloo")
+        for host in dict.fromkeys(hosts)
+    }
+    mine: dist.ProcessGroup = groups[socket.gethostname()]
+    return mine
+
+
+def _shared_file(size: int, group: dist.ProcessGroup) -> str:
+    """A file of that size in memory, made by the first rank; its path on all of them."""
+    box: list[str | None] = [None]
+    if dist.get_rank(group) == 0:
+        descriptor, box[0] = tempfile.mkstemp(prefix="megatron-rl-weights-", dir=_SHARED_MEMORY)
+        os.posix_fallocate(descriptor, 0, size)  # a full /dev/shm fails here and not by SIGBUS later
+        os.close(descriptor)
+    dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
+    assert box[0] is not None
+    return box[0]
+
+
+class DamagedWeights(Exception):
+    """A tensor reached the engine with other bits than the policy's."""
 
 
 class ShmReceiver(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
@@ -153,11 +263,23 @@ class ShmReceiver(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
-        # vLLM keeps a layer's tensors until the layer is whole, which may be after the sender has reused the buffer.
-        self.model.load_weights(  # type: ignore[operator]
-            (name, _view(self._buffer, dtype, shape, offset).clone())
-            for name, dtype, shape, offset in self._buckets[update_info.bucket]
-        )
+        bucket = self._buckets[update_info.bucket]
+        tensors = [(entry[0], _view(self._buffer, entry)) for entry in bucket]
+        for (name, tensor), expected in zip(tensors, update_info.checksums, strict=False):
+            found = checksum(tensor)
+            if found != expected:
+                raise DamagedWeights(f"{name} has the checksum {found:x} in the engine, {expected:x} in the policy")
+        self.model.load_weights(iter(tensors))  # type: ignore[operator]
+        self._keep_what_waits()
+
+    def _keep_what_waits(self) -> None:
+        """Copy what vLLM leaves in the buffer until the end, waiting for the rows that pad a vocabulary."""
+        start = self._buffer.data_ptr()
+        for module in self.model.modules():
+            for _, arguments in get_layerwise_info(module).loaded_weights:
+                for key, value in arguments.arguments.items():
+                    if isinstance(value, torch.Tensor) and start <= value.data_ptr() < start + len(self._buffer):
+                        arguments.arguments[key] = value.clone()
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

@@ -1,34 +1,65 @@
 """The policy's weights as a vLLM `WeightSource`, and the sender that pushes them to an engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
 from converters.model import HFExport
 from megatron_rl.parallel import Parallel
+from megatron_rl.rollout.checksums import piece_checksum
 from megatron_rl.rollout.shm_transfer import ShmTrainerInitInfo
 from megatron_rl.rollout.vllm_plugin import register
 
 
 class PolicySource(WeightSource):
-    """Hugging Face tensors gathered from the Megatron ranks, anew in every iteration."""
+    """Hugging Face tensors of the Megatron ranks: gathered anew in every iteration, or written piece by piece."""
 
     def __init__(self, export: HFExport) -> None:
         self._export = export
+        self._units = export.units()
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(name, dtype, shape) for name, (dtype, shape) in self._export.plan().items()]
 
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return iter(self._export)
+
+    def units(self) -> list[list[ParamMeta]]:
+        """The tensors in order, those together that the engine needs at once."""
+        return [
+            [ParamMeta(*tensor) for place in unit for tensor in self._export.tensors(place)] for unit in self._units
+        ]
+
+    def fill(self, unit: int, tensors: Sequence[Tensor], with_checksums: bool) -> list[int]:
+        """Copy this rank's pieces of a unit into its tensors.
+
+        Returns:
+            What they add to the checksum of each tensor; nothing without `with_checksums`.
+        """
+        sums, first = [], 0
+        for place in self._units[unit]:
+            parts = tensors[first : first + len(self._export.tensors(place))]
+            first += len(parts)
+            mine = [0] * len(parts)
+            for piece, target in self._export.pieces(place, parts):
+                target.copy_(piece)
+                if with_checksums:
+                    index = next(i for i, part in enumerate(parts) if _holds(part, target))
+                    mine[index] += piece_checksum(piece, target, parts[index])
+            sums += mine
+        return sums if with_checksums else []
+
+
+def _holds(part: Tensor, view: Tensor) -> bool:
+    return part.data_ptr() <= view.data_ptr() < part.data_ptr() + part.nbytes
 
 
 def connect(engine: Any, export: HFExport, parallel: Parallel, bucket_bytes: int) -> TrainerWeightTransferEngine:
-    """The sender to `engine`; a rank without one (None) only takes part in gathering."""
+    """The sender to `engine`; a rank without one (None) only brings its share of the weights."""
     register()
     rank = 0 if engine is not None else 1  # vLLM's convention: rank 0 of a transfer sends
     info: TrainerInitInfo

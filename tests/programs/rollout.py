@@ -1,6 +1,7 @@
 """Megatron and a real vLLM engine: three rounds of sync, generate, score and train.
 
-Arguments: `model` (a folder), `tp`, `pp`, `engines`, `hang` (stay after the result, to be killed). Rank 0's result
+Arguments: `model` (a folder), `tp`, `pp`, `engines`, `damage` (a bit of the last sync's weights), `hang` (stay after
+the result, to be killed). Rank 0's result
 holds what `test_rollout.py` compares; the weights of the last sync go to `exported/`.
 """
 
@@ -91,7 +92,7 @@ def main() -> None:
     sent: list[int] = []
     weight_sync.connect = partial(_connect_with_small_buckets, connect=weight_sync.connect, sent=sent)  # type: ignore[assignment]
     assert config.generation is not None
-    generation = replace(config.generation, max_num_seqs=16)
+    generation = replace(config.generation, max_num_seqs=16, verify_sync=1)
     rollout = Rollout(model, generation, config.policy.precision, parallel, policy.export(), 128)
     rounds = [one_round(policy, rollout, parallel, version) for version in range(ROUNDS)]
     rollout.sync(ROUNDS)
@@ -103,6 +104,7 @@ def main() -> None:
         save_file(dict(export), folder / "exported" / "model.safetensors", metadata={"format": "pt"})
     else:
         list(export)
+    damage = damaged_sync(rollout) if arguments["damage"] else ""
     children: list[list[int]] = [[]] * parallel.world_size
     dist.all_gather_object(children, [child.pid for child in psutil.Process().children(recursive=True)])
     if parallel.is_main:
@@ -115,6 +117,7 @@ def main() -> None:
                 "prompts": PROMPTS,
                 "processes": children,
                 "buckets": sent,
+                "damage": damage,
             },
         )
     while arguments["hang"]:
@@ -122,6 +125,26 @@ def main() -> None:
     rollout.close()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def damaged_sync(rollout: Rollout) -> str:
+    """A sync in which one bit of the last tensor changes on its way; what the engine says of it."""
+    engine, sender = rollout._engine, rollout._sender
+    if engine is not None:
+        send = engine.update_weights
+
+        def send_damaged(update: dict[str, Any]) -> None:
+            if update["bucket"] == len(sender._buckets) - 1:
+                _, _, _, offset = sender._buckets[-1].entries[-1]
+                sender._buffer[offset + 5] ^= 4
+            send(update)
+
+        engine.update_weights = send_damaged  # type: ignore[assignment, method-assign]
+    try:
+        rollout.sync(ROUNDS + 1)
+    except Exception as error:
+        return str(error)
+    return ""
 
 
 def _connect_with_small_buckets(*args: Any, connect: Any, sent: list[int]) -> Any:

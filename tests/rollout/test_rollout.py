@@ -4,6 +4,7 @@ One launch at TP=2 with one engine, ended properly, and one at PP=2 with an engi
 """
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from ranks import started_job
 from transformers import AutoModelForCausalLM
 
 LAUNCHES = {
-    "tp2": {"tp": 2, "pp": 1, "engines": 1, "hang": False},
-    "pp2": {"tp": 1, "pp": 2, "engines": 2, "hang": True},
+    "tp2": {"tp": 2, "pp": 1, "engines": 1, "damage": True, "hang": False},
+    "pp2": {"tp": 1, "pp": 2, "engines": 2, "damage": False, "hang": True},
 }
 ROUNDS = range(3)
 MAX_NEW_TOKENS, TOLERANCE = 24, 1e-4
@@ -139,7 +140,14 @@ def test_greedy_generation_is_that_of_transformers_on_the_exported_weights(launc
 
 
 def test_layers_were_cut_across_buckets(launch: Launch) -> None:
-    assert min(launch.result["buckets"]) > 30
+    assert min(launch.result["buckets"]) > 10
+
+
+def test_a_bit_that_changes_on_the_way_is_named(launch: Launch) -> None:
+    if launch.result["damage"]:
+        assert re.search(r"lm_head.weight has the checksum [0-9a-f-]+ in the engine", launch.result["damage"])
+    else:
+        assert launch.folder.name.startswith("rollout_pp2")
 
 
 def test_no_engine_process_outlives_its_rank(launch: Launch) -> None:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.distributed.weight_transfer.base import ParamMeta
 
+from megatron_rl.rollout.checksums import checksum, piece_checksum
 from megatron_rl.rollout.rollout import _requests
-from megatron_rl.rollout.shm_transfer import _view, plan_buckets
+from megatron_rl.rollout.shm_transfer import Bucket, Entry, _view, plan_buckets
 
 ALIGNMENT = 64
 metadata = st.lists(
@@ -24,56 +25,105 @@ metadata = st.lists(
 )
 
 
+units = st.lists(metadata, min_size=1, max_size=12)
+
+
 def bytes_of(dtype: str, shape: list[int]) -> int:
     return getattr(torch, dtype).itemsize * math.prod(shape)
 
 
-@given(metas=metadata, bucket_bytes=st.integers(1, 20_000))
-def test_buckets_hold_every_tensor_once_in_order(metas: list[ParamMeta], bucket_bytes: int) -> None:
-    buckets, _ = plan_buckets(metas, bucket_bytes)
-    flat = [(name, getattr(torch, dtype), tuple(shape)) for bucket in buckets for name, dtype, shape, _ in bucket]
-    assert flat == [(meta.name, meta.dtype, tuple(meta.shape)) for meta in metas]
-    assert all(buckets)
+def entries(buckets: list[Bucket]) -> list[Entry]:
+    return [entry for bucket in buckets for entry in bucket.entries]
 
 
-@given(metas=metadata, bucket_bytes=st.integers(1, 20_000))
-def test_tensors_of_a_bucket_are_aligned_and_do_not_overlap(metas: list[ParamMeta], bucket_bytes: int) -> None:
-    buckets, largest = plan_buckets(metas, bucket_bytes)
-    ends = []
+@given(units=units, buffer_bytes=st.integers(128, 20_000))
+def test_buckets_hold_every_tensor_once_in_order(units: list[list[ParamMeta]], buffer_bytes: int) -> None:
+    buckets, _ = plan_buckets(units, buffer_bytes)
+    flat = [(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape, _ in entries(buckets)]
+    assert flat == [(meta.name, meta.dtype, tuple(meta.shape)) for unit in units for meta in unit]
+    assert sum(bucket.units for bucket in buckets) == len(units)
+
+
+@given(units=units, buffer_bytes=st.integers(128, 20_000))
+def test_a_unit_is_never_cut(units: list[list[ParamMeta]], buffer_bytes: int) -> None:
+    buckets, _ = plan_buckets(units, buffer_bytes)
+    first = 0
+    for bucket in buckets:
+        assert len(bucket.entries) == sum(len(unit) for unit in units[first : first + bucket.units])
+        first += bucket.units
+
+
+@given(units=units, buffer_bytes=st.integers(128, 20_000))
+def test_tensors_are_aligned_and_do_not_overlap(units: list[list[ParamMeta]], buffer_bytes: int) -> None:
+    buckets, size = plan_buckets(units, buffer_bytes)
     for bucket in buckets:
         end = 0
-        for _, dtype, shape, offset in bucket:
+        for _, dtype, shape, offset in bucket.entries:
             assert offset % ALIGNMENT == 0
             assert offset >= end
             end = offset + bytes_of(dtype, shape)
-        assert end <= bucket_bytes or len(bucket) == 1
-        ends.append(end)
-    assert max(ends) == largest
+        assert end <= size
 
 
-@given(metas=metadata, bucket_bytes=st.integers(1, 20_000))
-def test_no_bucket_could_have_taken_the_next_tensor(metas: list[ParamMeta], bucket_bytes: int) -> None:
-    buckets, _ = plan_buckets(metas, bucket_bytes)
+@given(units=units, buffer_bytes=st.integers(128, 20_000))
+def test_neighbours_share_the_buffer_unless_one_takes_it_whole(units: list[list[ParamMeta]], buffer_bytes: int) -> None:
+    buckets, _ = plan_buckets(units, buffer_bytes)
+    half = buffer_bytes // 2 // ALIGNMENT * ALIGNMENT
+    for bucket in buckets:
+        ends = [offset + bytes_of(dtype, shape) for _, dtype, shape, offset in bucket.entries]
+        assert bucket.is_whole == (
+            sum(-(-bytes_of(d, s) // ALIGNMENT) * ALIGNMENT for _, d, s, _ in bucket.entries) > half
+        )
+        assert bucket.is_whole or {
+            end > half for end, entry in zip(ends, bucket.entries, strict=True) if end > entry[3]
+        } < {
+            True,
+            False,
+        }
     for bucket, following in pairwise(buckets):
-        _, dtype, shape, offset = bucket[-1]
-        used = -(-(offset + bytes_of(dtype, shape)) // ALIGNMENT) * ALIGNMENT
-        assert used + bytes_of(following[0][1], following[0][2]) > bucket_bytes
+        if not bucket.is_whole and not following.is_whole:
+            assert (bucket.entries[0][3] >= half) != (following.entries[0][3] >= half)
 
 
-@given(metas=metadata, bucket_bytes=st.integers(1, 20_000))
-def test_a_buffer_of_the_largest_bucket_carries_all_of_them(metas: list[ParamMeta], bucket_bytes: int) -> None:
-    """What is written through the sender's views is read through the receiver's, tensor by tensor."""
-    buckets, largest = plan_buckets(metas, bucket_bytes)
-    buffer = torch.zeros(largest, dtype=torch.uint8)
+@given(units=units, buffer_bytes=st.integers(128, 20_000))
+def test_what_is_written_through_views_is_read_through_views(units: list[list[ParamMeta]], buffer_bytes: int) -> None:
+    buckets, size = plan_buckets(units, buffer_bytes)
+    buffer = torch.zeros(size, dtype=torch.uint8)
     for bucket in buckets:
         sent = []
-        for number, (_, dtype, shape, offset) in enumerate(bucket):
-            tensor = torch.full(shape, number + 1, dtype=torch.float32).to(getattr(torch, dtype))
-            _view(buffer, dtype, shape, offset).copy_(tensor)
+        for number, entry in enumerate(bucket.entries):
+            tensor = torch.full(entry[2], number + 1, dtype=torch.float32).to(getattr(torch, entry[1]))
+            _view(buffer, entry).copy_(tensor)
             sent.append(tensor)
-        for tensor, (_, dtype, shape, offset) in zip(sent, bucket, strict=True):
-            received = _view(buffer, dtype, shape, offset)
+        for tensor, entry in zip(sent, bucket.entries, strict=True):
+            received = _view(buffer, entry)
             assert torch.equal(received.flatten().view(torch.uint8), tensor.flatten().view(torch.uint8))
+
+
+matrices = st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([torch.float32, torch.bfloat16]))
+
+
+@given(matrices, st.data())
+def test_pieces_sum_up_to_the_checksum_and_one_bit_changes_it(
+    matrix: tuple[int, int, torch.dtype], data: st.DataObject
+) -> None:
+    rows, columns, dtype = matrix
+    whole = torch.randn(rows, columns).to(dtype)
+    row, column = data.draw(st.integers(0, rows)), data.draw(st.integers(0, columns))
+    pieces = [whole[:row, :column], whole[:row, column:], whole[row:]]
+    total = sum(piece_checksum(piece.clone(), piece, whole) for piece in pieces if piece.numel())
+    assert total == checksum(whole)
+    damaged = whole.clone()
+    bits = damaged.view(torch.uint8)
+    at = data.draw(st.integers(0, bits.numel() - 1))
+    bits.flatten()[at] ^= 1 << data.draw(st.integers(0, 7))
+    assert checksum(damaged) != total
+
+
+def test_exchanged_rows_change_the_checksum() -> None:
+    whole = torch.randn(5, 7)
+    assert checksum(whole[[1, 0, 2, 3, 4]]) != checksum(whole)
+    assert checksum(whole.flatten()) == checksum(whole.flatten().clone())
 
 
 def test_seeds_follow_from_run_step_prompt_and_sample_alone() -> None:
