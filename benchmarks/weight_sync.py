@@ -4,13 +4,14 @@
 
 A model of the true sizes of DeepSeek-R1-Distill-Qwen-1.5B with random bfloat16 weights (3.55 GB), in turns:
 
-    sync   ours: gathered over TP, bucket by bucket into the engine
+    sync   ours: both ranks write their pieces, bucket by bucket, while the engine loads the bucket before
     copy   the same bytes copied from memory to memory
     load   vLLM's own loading of the same tensors when they are already in its memory
     files  exported as safetensors to a folder in memory, and loaded from there
 
-Then once more with 4 times the layers of a quarter the size: what a tensor costs besides its bytes. Peak memory is what
-all processes together pass what they held before, in buckets. The last line on standard output is JSON.
+Then once more with 4 times the layers of a quarter the size: what a tensor costs besides its bytes. Extra memory, in
+buckets, is the shared buffer and what all processes together pass what they held before. The last line on standard
+output is JSON.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def measure(size: str, bucket_mib: int, repeats: int) -> dict[str, Any]:
 
 
 def summary(found: dict[str, Any], bucket_mib: int) -> dict[str, float]:
-    medians = {name: statistics.median(seconds) for name, seconds in found["seconds"].items()}
+    medians = {name: round(statistics.median(seconds), 3) for name, seconds in found["seconds"].items()}
     return {
         **{f"{name}_seconds": median for name, median in medians.items()},
         "gb": round(found["bytes"] / 1e9, 3),
@@ -111,7 +112,7 @@ def summary(found: dict[str, Any], bucket_mib: int) -> dict[str, float]:
         "of_load": round(medians["sync"] / medians["load"], 2),
         "files_of_sync": round(medians["files"] / medians["sync"], 2),
         "sync_seconds_per_gb": round(medians["sync"] / found["bytes"] * 1e9, 3),
-        "extra_buckets": round(found["growth_bytes"] / (bucket_mib << 20), 2),
+        "extra_buckets": round(found["extra_bytes"] / (bucket_mib << 20), 2),
     }
 
 
@@ -134,7 +135,7 @@ def main() -> None:
     targets = {
         f"sync at most {MAX_OF_LOAD} times vLLM's own loading": first["of_load"] <= MAX_OF_LOAD,
         f"sync at least {MIN_OF_FILES} times as fast as by files": first["files_of_sync"] >= MIN_OF_FILES,
-        f"extra peak memory at most {MAX_BUCKETS} buckets": first["extra_buckets"] <= MAX_BUCKETS,
+        f"extra memory at most {MAX_BUCKETS} buckets": first["extra_buckets"] <= MAX_BUCKETS,
     }
     if "many" in result:
         ratio = result["many"]["sync_seconds_per_gb"] / first["sync_seconds_per_gb"]

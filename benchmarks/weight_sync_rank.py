@@ -50,7 +50,10 @@ def main() -> None:
             if repeat:  # the first round warms up
                 found.setdefault(name, []).append(round(seconds, 3))
     if parallel.is_main:
-        print(json.dumps({"bytes": size, "tensors": len(export.plan()), "seconds": found, "growth_bytes": growth}))
+        held = rollout._sender._buffer.nbytes
+        print(
+            json.dumps({"bytes": size, "tensors": len(export.plan()), "seconds": found, "extra_bytes": held + growth})
+        )
     rollout.close()
     dist.barrier()
     dist.destroy_process_group()
