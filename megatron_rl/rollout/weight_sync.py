@@ -1,14 +1,17 @@
 """The policy's weights as a vLLM `WeightSource`, and the sender that pushes them to an engine."""
 
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
 from converters.model import HFExport
+from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
 from megatron_rl.rollout.checksums import piece_checksum
 from megatron_rl.rollout.shm_transfer import ShmTrainerInitInfo
@@ -16,10 +19,14 @@ from megatron_rl.rollout.vllm_plugin import register
 
 
 class PolicySource(WeightSource):
-    """Hugging Face tensors of the Megatron ranks: gathered anew in every iteration, or written piece by piece."""
+    """Hugging Face tensors of the Megatron ranks: gathered anew in every iteration, or written piece by piece.
 
-    def __init__(self, export: HFExport) -> None:
-        self._export = export
+    Args:
+        is_writer: this rank's copy of the model is the one of its host that writes.
+    """
+
+    def __init__(self, export: HFExport, is_writer: bool = True) -> None:
+        self._export, self._is_writer = export, is_writer
         self._units = export.units()
 
     def metadata(self) -> list[ParamMeta]:
@@ -45,7 +52,7 @@ class PolicySource(WeightSource):
             parts = tensors[first : first + len(self._export.tensors(place))]
             first += len(parts)
             mine = [0] * len(parts)
-            for piece, target in self._export.pieces(place, parts):
+            for piece, target in self._export.pieces(place, parts) if self._is_writer else ():
                 target.copy_(piece)
                 if with_checksums:
                     index = next(i for i, part in enumerate(parts) if _holds(part, target))
@@ -65,6 +72,27 @@ def connect(engine: Any, export: HFExport, parallel: Parallel, bucket_bytes: int
     info: TrainerInitInfo
     if parallel.device.weight_transfer == "shm":
         info = ShmTrainerInitInfo(bucket_bytes=bucket_bytes, rank=rank)
+        source = PolicySource(export, _is_writer(parallel))
     else:
+        source = PolicySource(export)
         info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
-    return WeightTransferTrainerFactory.trainer_init(info, client=engine, source=PolicySource(export))
+    return WeightTransferTrainerFactory.trainer_init(info, client=engine, source=source)
+
+
+def _is_writer(parallel: Parallel) -> bool:
+    """Whether this rank is of the first copy of the model on its host.
+
+    Raises:
+        InputError: that copy has ranks on other hosts.
+    """
+    mine = (socket.gethostname(), parallel.dp_rank, parallel.cp_rank)
+    everyone = [mine] * parallel.world_size
+    dist.all_gather_object(everyone, mine)
+    first = min(other for other in everyone if other[0] == mine[0])
+    ranks, wanted = everyone.count(first), parallel.tp * parallel.pp
+    if ranks != wanted:
+        raise InputError(
+            f"{ranks} of the {wanted} ranks of a copy of the model are on host {mine[0]}; without a GPU all have to be "
+            "where its engine is: lower policy.pipeline_model_parallel_size or raise cluster.gpus_per_node"
+        )
+    return mine == first

@@ -1,6 +1,6 @@
 """The real vLLM engine beside Megatron: weights arrive whole and in time, samples are reproducible, nothing is left.
 
-One launch at TP=2 with one engine, ended properly, and one at PP=2 with an engine on each rank, whose rank 0 is killed.
+Launches at TP=2 with one engine and at DP=2 with two, ended properly, and one at PP=2 with two, whose rank 0 is killed.
 """
 
 import os
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 LAUNCHES = {
     "tp2": {"tp": 2, "pp": 1, "engines": 1, "damage": True, "hang": False},
+    "dp2": {"tp": 1, "pp": 1, "engines": 2, "damage": False, "hang": False},
     "pp2": {"tp": 1, "pp": 2, "engines": 2, "damage": False, "hang": True},
 }
 ROUNDS = range(3)
@@ -147,7 +148,7 @@ def test_a_bit_that_changes_on_the_way_is_named(launch: Launch) -> None:
     if launch.result["damage"]:
         assert re.search(r"lm_head.weight has the checksum [0-9a-f-]+ in the engine", launch.result["damage"])
     else:
-        assert launch.folder.name.startswith("rollout_pp2")
+        assert not launch.folder.name.startswith("rollout_tp2")
 
 
 def test_no_engine_process_outlives_its_rank(launch: Launch) -> None:

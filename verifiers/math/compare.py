@@ -1,13 +1,6 @@
 """Whether an answer equals the reference: a ladder of rungs, cheap and certain ones first.
 
-Conventions, where the rules of mathematics leave a choice:
-- A percentage equals its own value: 50% is 0.5 and 50%, never 50.
-- Values are compared exactly. Only where the reference is a decimal with at least four decimals may
-  an answer in exact form (no decimal anywhere in it) round to those digits.
-- The order of a list matters inside brackets, not in a set or in a bare list. A bare list equals a tuple in order.
-- A unit may be left out on either side; two different known units are different. Degrees count as a unit.
-- The base of a numeral may be left out where the reference states it: 52 for 52_8, but not 52_8 for 52.
-- `name = value` answers `value`; letters stand for real numbers; `\\log` is the natural logarithm.
+Where the rules of mathematics leave a choice, docs/math_verifier.md states it, each rule with examples that are tests.
 """
 
 import re
@@ -57,7 +50,7 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 
 
 def equivalent(answer: str, reference: str) -> bool:
-    """Whether two answers, given as LaTeX or plain text, are equal under the conventions above."""
+    """Whether two answers, given as LaTeX or plain text, are equal under the conventions of docs/math_verifier.md."""
     if _SPACE_NOT_BETWEEN_DIGITS.sub("", answer) == _SPACE_NOT_BETWEEN_DIGITS.sub("", reference):
         return True
     plain = _both_plain_numbers(answer, reference)
