@@ -91,6 +91,7 @@ def expect(results: list[Result], wanted: list[set[Verdict]]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_step_of_mixed_programs_in_bounded_time_and_flat_memory() -> None:
     tasks, wanted = zip(*map(sample, range(SAMPLES)), strict=True)
     seen: list[list[int]] = [[], [], [], []]
