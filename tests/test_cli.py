@@ -154,7 +154,7 @@ def test_a_model_that_does_not_fit_is_refused(
 
 def test_data_check_lists_references_that_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
-    answers = ["\\frac{1}{2}", "Evelyn", "\\text{October 30}", "(1, 2]"]
+    answers = ["\\frac{1}{2}", "Evelyn", "\\int_0^1 x dx", "(1, 2]"]
     rows = [{"question": "?", "answer": answer} for answer in answers]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = megatron_rl("data", "check", file, "prompt_key=question")
