@@ -88,6 +88,9 @@ class Relation:
 
 Node = Number | Symbol | Numeral | Apply | Quantity | Group | Union | Matrix | Relation
 
+CONSTANTS = frozenset(("pi", "e", "i"))
+"""Symbols that stand for one number."""
+
 MINUS_ONE = Number(Fraction(-1))
 
 

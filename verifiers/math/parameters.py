@@ -5,6 +5,7 @@ from fractions import Fraction
 from itertools import permutations
 
 from verifiers.math.nodes import (
+    CONSTANTS,
     Apply,
     Group,
     Node,
@@ -19,7 +20,6 @@ from verifiers.math.nodes import (
     symbols,
 )
 
-_KNOWN = frozenset(("pi", "e", "i"))
 _CONSTANTS = frozenset(("C", *(f"{letter}_{number}" for letter in "Cc" for number in (1, 2, 3))))
 _NAMES_OF_CONSTANTS = _CONSTANTS | {"c", "K", "k", "A", "B"}
 _COUNTERS = frozenset("kmnljpq")  # names that an integer has without being said to be one
@@ -57,7 +57,7 @@ def _domain(node: Node) -> str | None:
 
 def _family(node: Node) -> tuple[Node, str]:
     """The members and the name of their parameter, which one side may leave unsaid."""
-    names = symbols(node) - _KNOWN
+    names = symbols(node) - CONSTANTS
     if isinstance(node, Group) and _domain(node):
         condition = node.items[-1]
         assert isinstance(condition, Relation)
@@ -100,7 +100,7 @@ def _are_linear(case: tuple[Node, list[str]]) -> bool:
     """Whether constants stand only where constants of integration do: as terms, or factors of terms."""
     node, names = case
     side = node.sides[-1] if isinstance(node, Relation) else node
-    if not symbols(side) - set(names) - _KNOWN:
+    if not symbols(side) - set(names) - CONSTANTS:
         return False  # no function that they are the constants of
     terms = side.arguments if isinstance(side, Apply) and side.operator == "+" else (side,)
     for term in terms:
