@@ -26,31 +26,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import convert
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "attention_dropout": 0.0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-    "hidden_act": "silu",
-    "initializer_range": 0.02,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-    "num_key_value_heads": 2,
-}
+CONFIG = convert.CONFIG | {"bos_token_id": 1, "eos_token_id": 1}  # of the tokenizer made here
 SIZES = {
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 28},
-    "many": {"hidden_size": 768, "intermediate_size": 4480, "num_attention_heads": 6, "num_hidden_layers": 112},
+    "1.5b": convert.SIZES["1.5b"],
+    "many": convert.SIZES["1.5b"]
+    | {"hidden_size": 768, "intermediate_size": 4480, "num_attention_heads": 6, "num_hidden_layers": 112},
 }
 MAX_OF_LOAD, MIN_OF_FILES, MAX_BUCKETS, MAX_OF_FEW = 1.25, 3.0, 3.0, 1.2
 _SECONDS = 1500.0
