@@ -50,12 +50,16 @@ class Experience:
         samples: scored samples, those of an infra error included.
         pools: what each pool of verifiers did meanwhile.
         generation_seconds, verification_wait_seconds: until the last sample ended, and from there to the last verdict.
+        engine_restarts, engine_recovery_seconds: since the last step: engines that died, and the time until each had
+            been replaced, summed up.
     """
 
     samples: list[ScoredSample]
     pools: list[PoolMetrics]
     generation_seconds: float
     verification_wait_seconds: float
+    engine_restarts: int
+    engine_recovery_seconds: float
 
 
 class ExperienceMaker:
@@ -84,6 +88,7 @@ class ExperienceMaker:
         seed: str,
         on_progress: OnProgress,
         may_stop: bool = False,
+        expected_lengths: Sequence[float] = (),
     ) -> Experience:
         """Generate and verify; called by all ranks together.
 
@@ -91,8 +96,10 @@ class ExperienceMaker:
             problems, prompts: the step's problems and their prompts' token ids, in the same order.
             seed: from which every sample's own seed is derived.
             may_stop: heed a request to stop.
+            expected_lengths: of the responses to each prompt, in tokens; the longest start first. Empty: in order.
 
         Raises:
+            RunStopped: an engine dies again and again.
             Preempted: on all ranks; nothing of what was generated is kept.
         """
         total = len(problems) * samples_per_prompt
@@ -102,12 +109,20 @@ class ExperienceMaker:
         def on_sample(sample: Sample) -> None:
             samples.append(sample)
             verdicts.append(self._verify(problems[sample.request.prompt_index], sample))
-            on_progress("generating", len(samples), total)
 
         if self._pool is not None:
             self._pool.metrics()  # from here on
         begin = time.monotonic()
-        self._rollout.generate(prompts, samples_per_prompt, sampling, seed, on_sample, may_stop)
+        self._rollout.generate(
+            prompts,
+            samples_per_prompt,
+            sampling,
+            seed,
+            on_sample,
+            on_count=lambda count: on_progress("generating", count, total),
+            may_stop=may_stop,
+            expected_lengths=expected_lengths,
+        )
         if may_stop:
             stop_if_preempted()
         generated = time.monotonic()
@@ -116,13 +131,20 @@ class ExperienceMaker:
         with deadline(3600, "verdicts from the verifier pool"):
             scored = [ScoredSample(s, v.result()) for s, v in zip(samples, verdicts, strict=True)]
         verified = time.monotonic()
-        everyone: list[tuple[list[ScoredSample], PoolMetrics | None]] = [([], None)] * dist.get_world_size()
-        dist.all_gather_object(everyone, (scored, None if self._pool is None else self._pool.metrics()))
-        merged = sorted(
-            (s for part, _ in everyone for s in part), key=lambda s: (s.prompt_index, s.sample.request.sample_index)
+        mine = (scored, None if self._pool is None else self._pool.metrics(), *self._rollout.take_recoveries())
+        everyone = [mine] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        parts, pools, restarts, recoveries = zip(*everyone, strict=True)
+        return Experience(
+            samples=sorted(
+                (s for part in parts for s in part), key=lambda s: (s.prompt_index, s.sample.request.sample_index)
+            ),
+            pools=[metrics for metrics in pools if metrics is not None],
+            generation_seconds=generated - begin,
+            verification_wait_seconds=verified - generated,
+            engine_restarts=sum(restarts),
+            engine_recovery_seconds=sum(recoveries),
         )
-        pools = [metrics for _, metrics in everyone if metrics is not None]
-        return Experience(merged, pools, generated - begin, verified - generated)
 
     def close(self) -> None:
         """End the verifier workers."""

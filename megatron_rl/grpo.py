@@ -152,6 +152,8 @@ def experience_metrics(experience: Experience, advantages: Sequence[float]) -> d
         "verify/latency_p99": max(pool.latency_p99 for pool in experience.pools),
         "verify/utilization": statistics.fmean(pool.utilization for pool in experience.pools),
         "verify/queue_length_max": float(max(pool.max_queue_length for pool in experience.pools)),
+        "generation/engine_restarts": float(experience.engine_restarts),
+        "timing/engine_recovery": experience.engine_recovery_seconds,  # a part of the other timings
         "performance/tokens": float(sum(lengths)),
     }
 

@@ -100,13 +100,18 @@ def broadcast_object(value: T | None, source: int = 0) -> T:
     return received
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether it is set on some rank; called by all ranks together."""
+    found = torch.tensor(int(flag), device=torch.cuda.current_device())
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found.item())
+
+
 def stop_if_preempted() -> None:
     """Called by all ranks together.
 
     Raises:
         Preempted: on all of them, if one of them was told to stop.
     """
-    told = torch.tensor(int(is_requested()), device=torch.cuda.current_device())
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    if told.item():
+    if any_rank(is_requested()):
         raise Preempted("told to stop")

@@ -50,7 +50,7 @@ def scored(
 
 
 def experience(*samples: ScoredSample) -> Experience:
-    return Experience(list(samples), POOLS, generation_seconds=1.0, verification_wait_seconds=0.0)
+    return Experience(list(samples), POOLS, 1.0, 0.0, engine_restarts=0, engine_recovery_seconds=0.0)
 
 
 def test_advantages_are_within_the_prompts_group_also_after_drops() -> None:

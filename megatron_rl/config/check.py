@@ -15,6 +15,11 @@ _POSITIVE = (
     *("grpo.num_prompts_per_step", "grpo.updates_per_batch", "sft.global_batch_size", "verifier.num_workers"),
     *("checkpointing.save_period", "checkpointing.keep_last", "validation.num_generations_per_prompt"),
 )
+_SECONDS = (
+    ("verifier", "code_timeout_seconds"),
+    ("verifier", "code_budget_seconds"),
+    ("generation", "engine_stall_seconds"),
+)
 
 
 def check_config(config: TrainConfig) -> None:
@@ -30,10 +35,10 @@ def check_config(config: TrainConfig) -> None:
     _check_sections(config)
     _check_layout(config)
     _check_start(config.policy)
-    for key in ("code_timeout_seconds", "code_budget_seconds"):
-        seconds = getattr(config.verifier, key)
+    for section, key in _SECONDS:
+        seconds = getattr(getattr(config, section), key, 1.0)
         if not 0 < seconds < math.inf:
-            raise InputError(f"verifier.{key}={seconds}: must be a positive number of seconds")
+            raise InputError(f"{section}.{key}={seconds}: must be a positive number of seconds")
     if config.generation is not None:
         _check_generation(config.generation, config)
 

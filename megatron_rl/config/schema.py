@@ -132,8 +132,13 @@ class GenerationConfig:
     verify_sync: int = 0
     """Every so many weight syncs the engine compares the checksum of each tensor with the policy's; 0: never. Only
     without a GPU."""
+    engine_stall_seconds: float = 120.0
+    """An engine that has not answered for so long, be it one decoding step or one bucket of weights, is killed and
+    started anew."""
+    max_engine_restarts: int = 3
+    """Stop when an engine has died more often than this between two weight syncs."""
     timeout_minutes: int = 60
-    """Deadline of an engine's start, of one step's generation, and of one weight sync."""
+    """Deadline of an engine's start and of one weight sync."""
 
 
 @dataclass(frozen=True, kw_only=True)

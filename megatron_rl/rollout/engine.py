@@ -1,7 +1,8 @@
 """One vLLM engine: its own process, led by one Megatron rank."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.core_client import SyncMPClient
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from megatron_rl.config.schema import GenerationConfig, Precision
@@ -19,6 +20,7 @@ from megatron_rl.errors import EngineDied
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
 from megatron_rl.rollout.vllm_plugin import ENGINE_VARIABLE
+from megatron_rl.rollout.watch import EngineWatch
 
 
 class Engine:
@@ -42,9 +44,9 @@ class Engine:
         load_weights: bool = False,
     ) -> None:
         self.name = f"engine {engine_index}"
-        self.timeout_seconds = config.timeout_minutes * 60
-        cpus = available_cpus()[engine_index::num_engines] or available_cpus()
-        arguments = EngineArgs(
+        self.version = 0
+        self._config, self._loads_weights = config, load_weights
+        self._arguments = EngineArgs(
             model=str(folder),
             load_format="auto" if load_weights else "dummy",
             dtype="bfloat16" if precision is Precision.BF16 else "float32",
@@ -60,21 +62,53 @@ class Engine:
             seed=0,
             **engine_arguments(device, config.cpu_kv_cache_gib, max_model_len),
         )
-        environment = engine_environment(device, cpus, config.tensor_parallel_size) | {ENGINE_VARIABLE: "1"}
-        with deadline(self.timeout_seconds, f"start of vLLM {self.name}"), _environment(environment):
-            self._llm = LLMEngine.from_engine_args(arguments, enable_multiprocessing=True)
-        if load_weights:
-            self._llm.set_weight_version("0")
-        self._tokenizer = self._llm.get_tokenizer()
+        cpus = available_cpus()[engine_index::num_engines] or available_cpus()
+        self._environment = engine_environment(device, cpus, config.tensor_parallel_size) | {ENGINE_VARIABLE: "1"}
+        self._transfer: dict[str, Any] | None = None
         self._requests: dict[str, SampleRequest] = {}
+        self._start()
+        self._tokenizer = self._llm.get_tokenizer()
+
+    def _start(self) -> None:
+        timeout = self._config.timeout_minutes * 60
+        with deadline(timeout, f"start of vLLM {self.name}"), _environment(self._environment):
+            self._llm = LLMEngine.from_engine_args(self._arguments, enable_multiprocessing=True)
+        client = self._llm.engine_core
+        assert isinstance(client, SyncMPClient)
+        self._watch = EngineWatch(client, self.name, self._config.engine_stall_seconds)
+        if self._loads_weights:
+            self._set_version()
+
+    def restart(self) -> None:
+        """A new process in place of one that has ended; like a new engine's, its weights are yet to come.
+
+        Raises:
+            EngineDied: it did not start.
+        """
+        self._requests.clear()
+        try:
+            self._start()
+        except (RuntimeError, TimeoutError) as error:
+            raise EngineDied(f"vLLM {self.name} did not start again: {error}") from error
+        if self._transfer is not None:
+            self.init_weight_transfer_engine(self._transfer)
 
     @property
-    def in_flight(self) -> int:
+    def is_alive(self) -> bool:
+        """Its process has not ended, as far as is known."""
+        return self._watch.is_alive
+
+    @property
+    def in_flight(self) -> list[SampleRequest]:
         """Requests taken and not yet finished."""
-        return len(self._requests)
+        return list(self._requests.values())
 
     def add(self, request: SampleRequest, sampling: Sampling) -> None:
-        """Queue one sample in the engine."""
+        """Queue one sample in the engine.
+
+        Raises:
+            EngineDied: its process has ended; the request counts as taken.
+        """
         identifier = f"{request.prompt_index}-{request.sample_index}"
         parameters = SamplingParams(
             temperature=sampling.temperature,
@@ -87,29 +121,31 @@ class Engine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._requests[identifier] = request
-        self._llm.add_request(identifier, {"prompt_token_ids": list(request.prompt_tokens)}, parameters)
+        with self._watch.call("queueing"):
+            self._llm.add_request(identifier, {"prompt_token_ids": list(request.prompt_tokens)}, parameters)
 
-    def step(self) -> Iterator[Sample]:
-        """Wait for the engine's next output; yield the samples that have ended.
+    def step(self) -> list[Sample]:
+        """Wait for the engine's next output; the samples that have ended.
 
         Raises:
-            EngineDied: its process is gone.
+            EngineDied: its process has ended.
         """
-        try:
+        with self._watch.call("generation"):
             outputs = self._llm.step()
-        except EngineDeadError as error:
-            raise EngineDied(f"vLLM {self.name} has ended") from error
-        for output in outputs:
-            if isinstance(output, RequestOutput) and output.finished:
-                yield self._sample(output)
+        return [self._sample(output) for output in outputs if isinstance(output, RequestOutput) and output.finished]
 
-    def hold(self) -> None:
-        """Queue additions without starting them, so that what runs together does not depend on timing."""
-        self._llm.sleep(level=0, mode="keep")
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Start what is added only at the end, so that what runs together does not depend on timing.
 
-    def release(self) -> None:
-        """Start what `hold` kept back."""
-        self._llm.wake_up(tags=["scheduling"])
+        Raises:
+            EngineDied: its process has ended.
+        """
+        with self._watch.call("queueing"):
+            self._llm.sleep(level=0, mode="keep")
+        yield
+        with self._watch.call("queueing"):
+            self._llm.wake_up(tags=["scheduling"])
 
     def _sample(self, output: RequestOutput) -> Sample:
         completion = output.outputs[0]
@@ -130,35 +166,48 @@ class Engine:
         )
 
     def sleep(self) -> None:
-        """Give the accelerator's memory to the trainer; the weights are discarded, the next sync brings them anew."""
-        self._llm.sleep(level=2)
+        """Give the accelerator's memory to the trainer; the weights are discarded, the next sync brings them anew.
+
+        To an engine that has ended this, like `wake` and the calls of a sync, does nothing: `is_alive` tells.
+        """
+        self._tell("sleep", lambda: self._llm.sleep(level=2))
 
     def wake(self) -> None:
         """Take the memory back; call before a sync."""
-        self._llm.wake_up()
+        self._tell("wake-up", self._llm.wake_up)
 
     def close(self) -> None:
         """End the engine's process."""
         self._llm.engine_core.shutdown()
 
-    # The four calls of vLLM's weight-sync protocol (`VLLMWeightSyncClient`), with a version for every sync.
-
-    version: int = 0
+    # The four calls of vLLM's weight-sync protocol (`VLLMWeightSyncClient`), with a version for every sync. They return
+    # when the engine has died, so that the ranks that take part in a sync come to its end together.
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
+        self._transfer = init_info
+        self._call_workers("init_weight_transfer_engine", init_info=init_info)
 
     def start_weight_update(self) -> None:
-        self._llm.collective_rpc("start_weight_update")
+        self._call_workers("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
+        self._call_workers("update_weights", update_info=update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._llm.collective_rpc("finish_weight_update")
-        self._llm.set_weight_version(str(self.version))
+        self._call_workers("finish_weight_update")
+        self._set_version()
         # Cached keys and values are those of the old weights.
-        assert self._llm.reset_prefix_cache()
+        self._tell("weight sync", self._llm.reset_prefix_cache)
+
+    def _set_version(self) -> None:
+        self._tell("weight sync", lambda: self._llm.set_weight_version(str(self.version)))
+
+    def _call_workers(self, method: str, **arguments: Any) -> None:
+        self._tell("weight sync", lambda: self._llm.collective_rpc(method, kwargs=arguments))
+
+    def _tell(self, phase: str, call: Callable[[], Any]) -> None:
+        with suppress(EngineDied), self._watch.call(phase):
+            call()
 
 
 class _environment:

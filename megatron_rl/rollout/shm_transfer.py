@@ -8,7 +8,6 @@ a sync sends only bucket numbers, and checksums when these are asked for.
 import mmap
 import os
 import socket
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from megatron_rl.rollout.weight_sync import PolicySource
 
 _ALIGNMENT = 64
-_SHARED_MEMORY = "/dev/shm"
 
 Entry = tuple[str, str, list[int], int]
 """A tensor in a bucket: name, dtype name, shape, offset in bytes."""
@@ -51,7 +49,7 @@ class ShmTrainerInitInfo(TrainerInitInfo):
 
 @dataclass
 class ShmInitInfo(WeightTransferInitInfo):
-    """The file, and per bucket its tensors."""
+    """Where the memory can be opened, and per bucket its tensors."""
 
     path: str
     buffer_bytes: int
@@ -156,24 +154,17 @@ class ShmSender(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         assert isinstance(source, PolicySource)
         group = _ranks_of_this_host()
         buckets, size = plan_buckets(source.units(), init_info.bucket_bytes)
-        path = _shared_file(size, group)
-        try:
-            buffer = _map(path, size)
-            if init_info.is_sender:
-                entries = [bucket.entries for bucket in buckets]
-                client.init_weight_transfer_engine({"path": path, "buffer_bytes": size, "buckets": entries})
-            dist.barrier(group)
-        finally:
-            # All have it mapped; without a name nothing is left behind however the processes end.
-            if dist.get_rank(group) == 0:
-                os.unlink(path)
+        path = _shared_memory(size, group)
+        if init_info.is_sender:
+            entries = [bucket.entries for bucket in buckets]
+            client.init_weight_transfer_engine({"path": path, "buffer_bytes": size, "buckets": entries})
         return cls(
             client=client,
             source=source,
             is_sender=init_info.is_sender,
             group=group,
             buckets=buckets,
-            buffer=buffer,
+            buffer=_map(path, size),
         )
 
     def send_weights(self) -> None:
@@ -230,13 +221,17 @@ def _ranks_of_this_host() -> dist.ProcessGroup:
     return mine
 
 
-def _shared_file(size: int, group: dist.ProcessGroup) -> str:
-    """A file of that size in memory, made by the first rank; its path on all of them."""
+def _shared_memory(size: int, group: dist.ProcessGroup) -> str:
+    """Memory of that size, made by the first rank, as a path by which every process of the host can open it.
+
+    It has no name in any file system: it is gone with the last process that has it, however these end, and can be
+    opened for as long as the first rank lives, which never closes it.
+    """
     box: list[str | None] = [None]
     if dist.get_rank(group) == 0:
-        descriptor, box[0] = tempfile.mkstemp(prefix="megatron-rl-weights-", dir=_SHARED_MEMORY)
-        os.posix_fallocate(descriptor, 0, size)  # a full /dev/shm fails here and not by SIGBUS later
-        os.close(descriptor)
+        descriptor = os.memfd_create("megatron-rl-weights")
+        os.posix_fallocate(descriptor, 0, size)  # too little memory fails here and not by SIGBUS later
+        box[0] = f"/proc/{os.getpid()}/fd/{descriptor}"
     dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
     assert box[0] is not None
     return box[0]

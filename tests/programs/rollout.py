@@ -19,7 +19,7 @@ from tiny import TEMPERATURE, random_sequences, train_config
 
 from converters.hf_folder import copy_other_files
 from megatron_rl.algorithms.losses import policy_gradient_loss
-from megatron_rl.parallel import Parallel, setup_parallel
+from megatron_rl.parallel import Parallel, any_rank, setup_parallel
 from megatron_rl.policy.batch import TrainSequence
 from megatron_rl.policy.model import Architecture
 from megatron_rl.policy.policy import Policy
@@ -143,6 +143,7 @@ def damaged_sync(rollout: Rollout) -> str:
     try:
         rollout.sync(ROUNDS + 1)
     except Exception as error:
+        any_rank(False)  # which the other ranks wait for; in a run this one would end, and the launcher them
         return str(error)
     return ""
 
