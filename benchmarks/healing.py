@@ -72,12 +72,10 @@ def prepare(folder: Path) -> None:
     for number in range(16):
         prompt = f"What is {number} and nothing?"
         math.append({"id": str(number), "prompt": prompt, "answer": str(number)})
+        thought = f"{number}{' and nothing' * (2 + number * 2)}"
         for answer in (number, number + 1):
-            thought = " and nothing" * (2 + number * 2)
-            sft.append(
-                {"prompt": prompt, "answer": str(answer), "response": f"<think>\n{number}{thought}\n</think>\n\n"}
-            )
-            sft[-1]["response"] += f"\\boxed{{{answer}}}"
+            response = f"<think>\n{thought}\n</think>\n\n\\boxed{{{answer}}}"
+            sft.append({"prompt": prompt, "answer": str(answer), "response": response})
     for name, lines in (("sft", sft), ("math", math)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "sft.yaml").write_text(SFT)

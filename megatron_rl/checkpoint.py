@@ -6,6 +6,7 @@ does not exist. Nothing random is kept: dropout is off, and data order and sampl
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.policy import Policy
 from megatron_rl.run_folder import RunFolder, write_json
+
+_LENGTHS = "lengths.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,14 @@ def save_checkpoint(
     seed: int,
     model: Path,
     card: str = "",
+    lengths: Mapping[int, float] = {},
 ) -> None:
     """Write `checkpoints/step_N`; called by all ranks together.
 
     With it go config and tokenizer of the folder `model`, and `card` as README.md: it can be converted by itself.
+
+    Args:
+        lengths: mean length of the last responses to each problem, by its index.
     """
     final = run.checkpoint(step)
     temporary = final.with_name(f".{final.name}.tmp")
@@ -61,6 +68,7 @@ def save_checkpoint(
         (temporary / HF_FILES).mkdir()
         copy_other_files(model, temporary / HF_FILES)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        write_json(temporary / _LENGTHS, {str(index): length for index, length in lengths.items()})
         manifest = Manifest(step, seed, parallel.layout)
         write_json(temporary / MANIFEST, asdict(manifest))
         shutil.rmtree(final, ignore_errors=True)
@@ -84,6 +92,13 @@ def resume(run: RunFolder, policy: Policy, updates_per_step: int = 1) -> int:
     state = dist_checkpointing.load(policy.sharded_state(with_optimizer=True, is_loading=True), str(found[-1]))
     policy.load_state(state, step * updates_per_step)
     return step
+
+
+def load_lengths(checkpoint: Path) -> dict[int, float]:
+    """The lengths of responses that were saved with a checkpoint; none with one of an older version."""
+    path = checkpoint / _LENGTHS
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {int(index): length for index, length in found.items()}
 
 
 def load_weights(checkpoint: Path, policy: Policy) -> None:

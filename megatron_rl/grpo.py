@@ -31,7 +31,8 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     assert generation is not None
     assert stage.experience is not None
     assert stage.rollout is not None
-    prompt_set = stage.train_set.take(stage.batch(step, config.num_prompts_per_step))
+    indices = stage.batch(step, config.num_prompts_per_step)
+    prompt_set = stage.train_set.take(indices)
     temperature = temperature_of(generation, stage.epoch(step, config.num_prompts_per_step))
     stage.policy.temperature = temperature
     sampling = Sampling(temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
@@ -43,7 +44,9 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
         seed=f"{stage.config.seed}/{step}",
         on_progress=stage.show,
         may_stop=True,
+        expected_lengths=stage.expected_lengths(indices),
     )
+    stage.lengths |= mean_lengths(indices, experience)
     stage.timings |= {
         "generation": experience.generation_seconds,
         "verification_wait": experience.verification_wait_seconds,
@@ -64,6 +67,14 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     )
     metrics = experience_metrics(experience, advantages) | {"generation/temperature": temperature}
     return {f"train/{name}": value for name, value in result.items()} | metrics
+
+
+def mean_lengths(indices: Sequence[int], experience: Experience) -> dict[int, float]:
+    """Mean length of the responses to each problem of the step, in tokens."""
+    groups: dict[int, list[int]] = {}
+    for sample in experience.samples:
+        groups.setdefault(indices[sample.prompt_index], []).append(len(sample.sample.tokens))
+    return {index: statistics.fmean(lengths) for index, lengths in groups.items()}
 
 
 def temperature_of(generation: GenerationConfig, epoch: int) -> float:

@@ -1,5 +1,6 @@
 """Everything a stage of training works with, set up in order and taken down in any case."""
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from megatron_rl.checkpoint import load_weights, resume
+from megatron_rl.checkpoint import load_lengths, load_weights, resume
 from megatron_rl.config.loader import save_config
 from megatron_rl.config.schema import Algorithm, DataConfig, TrainConfig
 from megatron_rl.data.problems import Problem, batch_indices, load_problems
@@ -55,6 +56,7 @@ class Stage:
         logger, exporter, progress: None on all ranks but the main one; the second also where nothing is exported.
         start_step: optimizer steps made before this start.
         timings: seconds of the current step by phase.
+        lengths: mean length of the last responses to each training problem, in tokens, by its index.
     """
 
     config: TrainConfig
@@ -72,6 +74,13 @@ class Stage:
     exporter: BackgroundExport | None
     progress: Progress | None
     timings: dict[str, float] = field(default_factory=dict)
+    lengths: dict[int, float] = field(default_factory=dict)
+
+    def expected_lengths(self, indices: Sequence[int]) -> list[float]:
+        """Of the responses to training problems, as in an earlier epoch; the mean where a problem is new. Empty if all
+        are."""
+        known = [self.lengths[index] for index in indices if index in self.lengths]
+        return [self.lengths.get(index, statistics.fmean(known)) for index in indices] if known else []
 
     def batch(self, step: int, size: int) -> list[int]:
         """Indices of the training problems of a step: a pure function of seed and step."""
@@ -144,6 +153,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             logger=logger,
             exporter=exporter,
             progress=progress,
+            lengths=load_lengths(run.checkpoint(start_step)) if start_step else {},
         )
 
 

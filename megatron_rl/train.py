@@ -113,7 +113,7 @@ def save(stage: Stage, step: int) -> None:
     config, run = stage.config, stage.run
     stage.show("saving")
     card = model_card(config, run, step) if stage.parallel.is_main else ""
-    save_checkpoint(run, stage.policy, stage.parallel, step, config.seed, stage.folder, card)
+    save_checkpoint(run, stage.policy, stage.parallel, step, config.seed, stage.folder, card, stage.lengths)
     if not stage.parallel.is_main:
         return
     exporter, last = stage.exporter, step == config.max_num_steps

@@ -15,6 +15,7 @@ from megatron_rl.grpo import (
     _check_infra_errors,
     _check_mismatch,
     experience_metrics,
+    mean_lengths,
     sample_advantages,
     temperature_of,
     to_sequences,
@@ -67,6 +68,11 @@ def test_advantages_are_within_the_prompts_group_also_after_drops() -> None:
     third = 1 / math.sqrt(3)
     wanted = [math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0, -third, 2 * third, -third, 0.0]
     assert sample_advantages(samples) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_lengths_are_remembered_by_problem() -> None:
+    found = experience(scored(0, Verdict.PASS, 4), scored(0, Verdict.WRONG, 7), scored(1, Verdict.TIMEOUT, 9))
+    assert mean_lengths([17, 3], found) == {17: 5.5, 3: 9.0}
 
 
 def test_the_normaliser_counts_all_response_tokens_of_the_batch() -> None:
