@@ -46,8 +46,8 @@ def quantise(name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
     """The tensors to store for `weight`: itself, or its FP8 values and their scales."""
     if not is_quantised(name, tuple(weight.shape)):
         return [(name, weight)]
-    values = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
-    scale = torch.empty([-(-size // BLOCK) for size in weight.shape])
+    values = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+    scale = torch.empty([-(-size // BLOCK) for size in weight.shape], device=weight.device)
     for row in range(scale.shape[0]):  # strip by strip: wide copies of a whole layer would fill the memory
         strip = slice(row * BLOCK, (row + 1) * BLOCK)
         values[strip], scale[row] = _quantise_strip(weight[strip].float())

@@ -124,6 +124,9 @@ class GenerationConfig:
     max_num_seqs: int = 256
     """Sequences that one engine decodes together."""
     gpu_memory_utilization: float = 0.6
+    fp8: bool = False
+    """The engine's linear layers in FP8 with block scales, quantised from the policy's weights while they are synced;
+    needs a GPU."""
     cpu_kv_cache_gib: int = 1
     """Key-value cache of an engine without a GPU."""
     enforce_eager: bool = False

@@ -14,6 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.core_client import SyncMPClient
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from converters.fp8 import fp8_config
 from megatron_rl.config.schema import GenerationConfig, Precision
 from megatron_rl.device import DeviceSetup, available_cpus, engine_arguments, engine_environment
 from megatron_rl.errors import EngineDied
@@ -58,6 +59,7 @@ class Engine:
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=device.weight_transfer),
+            hf_overrides={"quantization_config": fp8_config()} if config.fp8 else {},
             disable_log_stats=True,
             seed=0,
             **engine_arguments(device, config.cpu_kv_cache_gib, max_model_len),

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from converters.model import HFExport
 from megatron_rl.config.schema import GenerationConfig, Precision
-from megatron_rl.errors import EngineDied, RunStopped
+from megatron_rl.errors import EngineDied, InputError, RunStopped
 from megatron_rl.parallel import Parallel, any_rank, broadcast_object
 from megatron_rl.preemption import is_requested
 from megatron_rl.processes import deadline
@@ -36,6 +36,9 @@ class Rollout:
         folder: config and tokenizer of the model.
         export: the policy's weights, streamed anew at every sync; None: the engines load those of `folder`.
         max_model_len: prompt and response together, in tokens.
+
+    Raises:
+        InputError: what was asked for needs a GPU.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Rollout:
         export: HFExport | None,
         max_model_len: int,
     ) -> None:
+        if config.fp8 and parallel.device.type == "cpu":
+            raise InputError("generation.fp8=true needs a GPU: vLLM has no FP8 layers for the CPU; set it to false")
         self._config, self._parallel, self._export = config, parallel, export
         self.num_engines = config.num_engines or max(1, parallel.world_size // config.tensor_parallel_size)
         stride = parallel.world_size // self.num_engines
@@ -221,7 +226,7 @@ class Rollout:
             from megatron_rl.rollout.weight_sync import connect
 
             bucket_bytes = self._config.sync_bucket_mib << 20
-            self._sender = connect(self._engine, self._export, self._parallel, bucket_bytes)
+            self._sender = connect(self._engine, self._export, self._parallel, bucket_bytes, self._config.fp8)
 
 
 def longest_first(requests: Sequence[SampleRequest], expected_lengths: Sequence[float]) -> list[int]:

@@ -10,6 +10,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, Tr
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
+from converters.fp8 import fp8_plan, quantise
 from converters.model import HFExport
 from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
@@ -61,20 +62,37 @@ class PolicySource(WeightSource):
         return sums if with_checksums else []
 
 
+class QuantisedSource(WeightSource):
+    """The policy's weights, linear layers in FP8 with block scales: the engine has those of this very step, rounded."""
+
+    def __init__(self, export: HFExport) -> None:
+        self._export = export
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(name, dtype, shape) for name, (dtype, shape) in fp8_plan(self._export.plan()).items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._export:
+            yield from quantise(name, tensor)
+
+
 def _holds(part: Tensor, view: Tensor) -> bool:
     return part.data_ptr() <= view.data_ptr() < part.data_ptr() + part.nbytes
 
 
-def connect(engine: Any, export: HFExport, parallel: Parallel, bucket_bytes: int) -> TrainerWeightTransferEngine:
+def connect(
+    engine: Any, export: HFExport, parallel: Parallel, bucket_bytes: int, fp8: bool = False
+) -> TrainerWeightTransferEngine:
     """The sender to `engine`; a rank without one (None) only brings its share of the weights."""
     register()
     rank = 0 if engine is not None else 1  # vLLM's convention: rank 0 of a transfer sends
     info: TrainerInitInfo
+    source: WeightSource
     if parallel.device.weight_transfer == "shm":
         info = ShmTrainerInitInfo(bucket_bytes=bucket_bytes, rank=rank)
         source = PolicySource(export, _is_writer(parallel))
     else:
-        source = PolicySource(export)
+        source = QuantisedSource(export) if fp8 else PolicySource(export)
         info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
     return WeightTransferTrainerFactory.trainer_init(info, client=engine, source=source)
 

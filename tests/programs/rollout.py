@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 import torch.distributed as dist
 from ranks import read_arguments, write_result
 from safetensors.torch import save_file
 from tiny import TEMPERATURE, random_sequences, train_config
+from torch import Tensor
 
+from converters.fp8 import quantise
 from converters.hf_folder import copy_other_files
 from megatron_rl.algorithms.losses import policy_gradient_loss
 from megatron_rl.parallel import Parallel, any_rank, setup_parallel
@@ -26,6 +29,7 @@ from megatron_rl.policy.policy import Policy
 from megatron_rl.rollout import weight_sync
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.samples import Sample, Sampling
+from megatron_rl.rollout.weight_sync import QuantisedSource
 
 ROUNDS, SAMPLES, MAX_NEW_TOKENS = 3, 4, 24
 BUCKET_BYTES = 50_000  # below most tensors: every layer, and every fused parameter, comes in several buckets
@@ -98,12 +102,12 @@ def main() -> None:
     rollout.sync(ROUNDS)
     greedy = generated(rollout, parallel, "greedy", 0.0, 1)
     export = policy.export()
+    whole = {name: tensor.clone() for name, tensor in export}
     if parallel.is_main:
         (folder / "exported").mkdir()
         copy_other_files(model, folder / "exported")
-        save_file(dict(export), folder / "exported" / "model.safetensors", metadata={"format": "pt"})
-    else:
-        list(export)
+        save_file(whole, folder / "exported" / "model.safetensors", metadata={"format": "pt"})
+    fp8 = fp8_differences(QuantisedSource(export), whole)
     damage = damaged_sync(rollout) if arguments["damage"] else ""
     children: list[list[int]] = [[]] * parallel.world_size
     dist.all_gather_object(children, [child.pid for child in psutil.Process().children(recursive=True)])
@@ -117,6 +121,7 @@ def main() -> None:
                 "prompts": PROMPTS,
                 "processes": children,
                 "buckets": sent,
+                "fp8": fp8,
                 "damage": damage,
             },
         )
@@ -125,6 +130,20 @@ def main() -> None:
     rollout.close()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def fp8_differences(source: QuantisedSource, whole: dict[str, Tensor]) -> list[str]:
+    """Names of tensors that are streamed otherwise than promised, or with other bits than the whole weights give."""
+    wanted = [pair for name, tensor in whole.items() for pair in quantise(name, tensor)]
+    found = [(name, tensor.clone()) for name, tensor in source]
+    assert len(found) > len(whole)
+    return [
+        f"{name} for {other} ({meta.name})"
+        for (name, tensor), (other, expected), meta in zip(found, wanted, source.metadata(), strict=True)
+        if (name, tensor.dtype, tensor.shape) != (meta.name, meta.dtype, meta.shape)
+        or name != other
+        or not torch.equal(tensor.view(torch.uint8), expected.view(torch.uint8))
+    ]
 
 
 def damaged_sync(rollout: Rollout) -> str:
@@ -149,7 +168,7 @@ def damaged_sync(rollout: Rollout) -> str:
 
 
 def _connect_with_small_buckets(*args: Any, connect: Any, sent: list[int]) -> Any:
-    sender = connect(*args[:-1], BUCKET_BYTES)
+    sender = connect(*args[:-2], BUCKET_BYTES)
     sent.append(len(sender._buckets))
     return sender
 

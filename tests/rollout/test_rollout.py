@@ -140,6 +140,10 @@ def test_greedy_generation_is_that_of_transformers_on_the_exported_weights(launc
         assert output[0, len(prompt) :].tolist() == tokens
 
 
+def test_an_fp8_engine_would_be_sent_the_policys_weights_in_blocks(launch: Launch) -> None:
+    assert launch.result["fp8"] == []
+
+
 def test_layers_were_cut_across_buckets(launch: Launch) -> None:
     assert min(launch.result["buckets"]) > 10
 
