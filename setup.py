@@ -13,6 +13,7 @@ COMMON = [
     "rich",
     "tensorboard",
     "plotly",
+    "psutil",
 ]
 
 setup(

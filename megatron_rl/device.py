@@ -7,9 +7,11 @@ on CUDA it patches nothing. This is the only place that patches another library.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -86,6 +88,18 @@ def engine_arguments(device: DeviceSetup, cpu_kv_cache_gib: int, max_model_len: 
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(8192, max_model_len),
     }
+
+
+def used_memory_gib(device: DeviceSetup) -> float:
+    """GiB in use: of this rank's GPU by whatever process; without a GPU by this process and all that it started."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        return float(total - free) / (1 << 30)
+    used = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.Error):
+            used += process.memory_full_info().pss  # what several have in common is shared out among them
+    return float(used) / (1 << 30)
 
 
 def available_cpus() -> list[int]:

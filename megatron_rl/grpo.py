@@ -47,10 +47,8 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
         expected_lengths=stage.expected_lengths(indices),
     )
     stage.lengths |= mean_lengths(indices, experience)
-    stage.timings |= {
-        "generation": experience.generation_seconds,
-        "verification_wait": experience.verification_wait_seconds,
-    }
+    stage.end_phase("generation", experience.generation_seconds)
+    stage.end_phase("verification_wait", experience.verification_wait_seconds)
     _check_infra_errors(experience, config, step)
     scored = [sample for sample in experience.samples if sample.result.verdict is not Verdict.INFRA_ERROR]
     advantages = sample_advantages(scored)

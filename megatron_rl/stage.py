@@ -23,6 +23,7 @@ from megatron_rl.data.prompts import (
     load_tokenizer,
 )
 from megatron_rl.data.scratch import make_model_folder
+from megatron_rl.device import used_memory_gib
 from megatron_rl.experience import ExperienceMaker
 from megatron_rl.export import BackgroundExport
 from megatron_rl.logger import MetricsLogger
@@ -56,6 +57,7 @@ class Stage:
         logger, exporter, progress: None on all ranks but the main one; the second also where nothing is exported.
         start_step: optimizer steps made before this start.
         timings: seconds of the current step by phase.
+        memory: GiB in use at the end of each phase of the current step, on the main rank.
         lengths: mean length of the last responses to each training problem, in tokens, by its index.
     """
 
@@ -74,6 +76,7 @@ class Stage:
     exporter: BackgroundExport | None
     progress: Progress | None
     timings: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
     lengths: dict[int, float] = field(default_factory=dict)
 
     def expected_lengths(self, indices: Sequence[int]) -> list[float]:
@@ -96,7 +99,13 @@ class Stage:
         self.show(name)
         begin = time.monotonic()
         yield
-        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begin
+        self.end_phase(name, time.monotonic() - begin)
+
+    def end_phase(self, name: str, seconds: float) -> None:
+        """Note how long a phase took, and how much memory is in use after it."""
+        self.timings[name] = self.timings.get(name, 0.0) + seconds
+        if self.logger is not None:
+            self.memory[name] = used_memory_gib(self.parallel.device)
 
     def show(self, phase: str, done: int | None = None, total: int | None = None) -> None:
         """Show what the stage is doing."""

@@ -41,6 +41,7 @@ def train(config: TrainConfig) -> None:
         if stage.start_step == 0 and stage.validation_sets and config.validation.at_start:
             report_step(stage, 0, validate(stage, 0))
             stage.timings.clear()
+            stage.memory.clear()
         run_steps(stage, sft_step if config.algorithm is Algorithm.SFT else grpo_step)
         if stage.exporter is not None:
             if stage.exporter.step != config.max_num_steps:  # an earlier start had made the last step
@@ -131,9 +132,11 @@ def report_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
 
 
 def _timings(stage: Stage, tokens: float) -> dict[str, float]:
-    """The step's timings and speed; starts the next step's."""
+    """The step's timings, memory and speed; starts the next step's."""
     seconds = sum(stage.timings.values())
     found = {f"timing/{name}": value for name, value in stage.timings.items()}
+    found |= {f"memory/after_{name}_gib": value for name, value in stage.memory.items()}
     stage.timings.clear()
+    stage.memory.clear()
     per_rank = tokens / seconds / stage.parallel.world_size
     return found | {"timing/total_step_time": seconds, "performance/tokens_per_sec_per_gpu": per_rank}

@@ -157,7 +157,7 @@ def test_with_shuffled_advantages_the_rise_is_gone(demo: Path, tmp_path: Path) -
 # Killed in every stage -----------------------------------------------------------------------------------------------
 
 MEASURED_BY_THE_CLOCK = (
-    *("timing/", "performance/", "time"),
+    *("timing/", "memory/", "performance/", "time"),
     *("verify/seconds", "verify/latency", "verify/utilization", "verify/queue_length"),
 )
 

@@ -41,6 +41,11 @@ const CHARTS = [
     metrics: ["performance/tokens_per_sec_per_gpu"],
     smooth: true,
   },
+  {
+    title: "Memory",
+    note: "GiB in use after each phase: of the main rank's GPU (or of its processes)",
+    metrics: ["memory/after_generation_gib", "memory/after_policy_training_gib", "memory/after_weight_sync_gib"],
+  },
 ];
 const PHASES = [
   ["timing/generation", "generation"],

@@ -20,7 +20,7 @@ STAGE = "slurm/14b_code_stage.sh"
 STEPS = 26
 RUN_SECONDS, POLL_SECONDS = 600.0, 0.1
 MEASURED_BY_THE_CLOCK = (
-    *("timing/", "performance/", "time"),
+    *("timing/", "memory/", "performance/", "time"),
     *("verify/seconds", "verify/latency", "verify/utilization", "verify/queue_length"),
 )
 
