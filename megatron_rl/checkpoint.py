@@ -29,7 +29,7 @@ class Manifest:
     """What a checkpoint holds.
 
     Attributes:
-        step: optimizer steps made; also the position in the data.
+        step: steps made, those of skipped batches included; also the position in the data.
         seed: of the run; with `step` it gives the data order and all sampling seeds.
         layout: the parallel layout that wrote it, for people: any other can read it.
     """

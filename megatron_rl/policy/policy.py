@@ -1,6 +1,6 @@
 """The trained model: packed batches through Megatron's pipeline schedules, one optimizer step per batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from megatron_rl.policy.model import Architecture, PolicyModel, build_model, mod
 _FP8_MULTIPLE = 128
 """Tokens of one rank's matrix products come in multiples of a scaling block (Transformer Engine)."""
 _CHECKPOINT_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+StepCheck = Callable[[Mapping[str, float]], None]
+"""Looks at the metrics of an update before it is made; an exception forbids it."""
 
 
 class Policy:
@@ -74,8 +77,14 @@ class Policy:
         """Of the weights."""
         return self.model.config.params_dtype
 
-    def train_step(self, sequences: Sequence[TrainSequence], loss: TokenLoss) -> dict[str, float]:
+    def train_step(
+        self, sequences: Sequence[TrainSequence], loss: TokenLoss, check: StepCheck | None = None
+    ) -> dict[str, float]:
         """One optimizer step on all of `sequences`, the same list on every rank.
+
+        Args:
+            check: called with the loss and its metrics between backward pass and optimizer step. What it raises, on
+                every rank, leaves policy, optimizer and learning rate as they were.
 
         Returns:
             `loss`, `grad_norm`, `lr`, and the loss's metrics as means per response token; equal on every rank.
@@ -84,13 +93,18 @@ class Policy:
         self._chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums = self._run(self._micro_batches(sequences), loss)
+        tokens = max(sums.pop("tokens"), 1.0)
+        metrics = {"loss": sums.pop("loss")} | {name: value / tokens for name, value in sums.items()}
+        if check is not None:
+            check(metrics)
         lr = self.optimizer.param_groups[0]["lr"]
         _, grad_norm, _ = self.optimizer.step()
         self._scheduler.step(increment=1)
-        tokens = max(sums.pop("tokens"), 1.0)
-        total_loss = sums.pop("loss")
-        means = {name: value / tokens for name, value in sums.items()}
-        return {"loss": total_loss, "grad_norm": float(grad_norm), "lr": lr} | means
+        return metrics | {"grad_norm": float(grad_norm), "lr": lr}
+
+    def skip_updates(self, count: int) -> None:
+        """Move the learning rate on as if `count` optimizer steps had been made."""
+        self._scheduler.step(increment=count)
 
     def log_probs(self, sequences: Sequence[TrainSequence]) -> list[list[float]]:
         """Log-probs of every sequence's response tokens, on every rank, without training."""
@@ -116,16 +130,15 @@ class Policy:
         """State for `megatron.core.dist_checkpointing`, reshardable over TP, PP and DP."""
         state: dict[str, Any] = {"model": self.model.sharded_weights(_CHECKPOINT_METADATA)}
         if with_optimizer:
-            if is_loading:
-                # Megatron describes what it is about to load by the state it has; a new optimizer has none yet.
-                _distributed_optimizer(self.optimizer)._init_optimizer_states_with_dummy_values()
+            # Megatron describes what it saves, or is about to load, by the state it has; a new optimizer has none yet.
+            _make_first_moments(_distributed_optimizer(self.optimizer))
             state["optimizer"] = self.optimizer.sharded_state_dict(
                 state["model"], is_loading=is_loading, metadata=_CHECKPOINT_METADATA
             )
         return state
 
     def load_state(self, state: dict[str, Any], step: int) -> None:
-        """Take over a state loaded through `sharded_state`; `step` optimizer steps have been made.
+        """Take over a state loaded through `sharded_state`; `step` optimizer steps have been made or skipped.
 
         Without an optimizer in the state its main weights are refreshed from the model's.
         """
@@ -248,6 +261,26 @@ def _distributed_optimizer(optimizer: MegatronOptimizer) -> DistributedOptimizer
     """The one optimizer of a dense model, out of Megatron's chain."""
     (inner,) = getattr(optimizer, "chained_optimizers", [optimizer])
     return inner
+
+
+def _make_first_moments(optimizer: DistributedOptimizer) -> None:
+    """Those that an optimizer which has made no step starts from, and nothing else of a step."""
+    inner = optimizer.optimizer
+    if inner.state:
+        return
+    rates = [group["lr"] for group in inner.param_groups]
+    for group in inner.param_groups:
+        group["lr"] = 0.0
+    optimizer._init_optimizer_states_with_dummy_values()
+    for group, rate in zip(inner.param_groups, rates, strict=True):
+        group["lr"] = rate
+    # The counter is the parameter's (torch) or the group's (Transformer Engine, apex).
+    for values in inner.state.values():
+        if "step" in values:
+            values["step"].zero_()
+    for group in inner.param_groups:
+        if "step" in group:
+            group["step"] = 0
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
