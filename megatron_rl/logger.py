@@ -75,8 +75,16 @@ class MetricsLogger:
 
 
 def _to_json(record: dict[str, Any]) -> str:
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every NaN and infinity in it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -10,6 +10,8 @@ from converters.hf_config import MANIFEST
 from megatron_rl.errors import InputError
 
 CHECKPOINT_PREFIX = "step_"
+MISMATCH_PREFIX = "mismatch_step_"
+"""Of files in `samples` that hold no samples, but what was wrong with those of a batch."""
 
 
 @dataclass(frozen=True, slots=True)

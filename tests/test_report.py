@@ -130,6 +130,12 @@ def test_samples_carry_their_stage_and_long_texts_keep_both_ends(tmp_path: Path)
     assert second["reward"] is None
 
 
+def test_what_was_wrong_with_a_batch_is_no_sample(tmp_path: Path) -> None:
+    write_lines(tmp_path / "samples/step_2.jsonl", [sample(2, "train", "a")])
+    write_lines(tmp_path / "samples/mismatch_step_2.jsonl", [{"step": 2, "id": "a", "token_mult_prob_error": 1.2}])
+    assert [found["set"] for found in read_samples(tmp_path, stage=0)] == ["train"]
+
+
 def test_chosen_samples_follow_the_same_held_out_problems() -> None:
     ids = [f"p{i}" for i in range(6)]
     samples = [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.report.collect import read_json_lines
+from megatron_rl.run_folder import MISMATCH_PREFIX
 
 Sample = dict[str, Any]
 
@@ -59,7 +60,8 @@ def read_samples(folder: Path, stage: int) -> list[Sample]:
     Raises:
         InputError: a broken line, with its file and number.
     """
-    records = (record for path in sorted((folder / "samples").glob("*.jsonl")) for record in read_json_lines(path))
+    paths = [path for path in sorted((folder / "samples").glob("*.jsonl")) if not path.name.startswith(MISMATCH_PREFIX)]
+    records = (record for path in paths for record in read_json_lines(path))
     samples = [{"stage": stage} | {field: _shortened(record.get(field)) for field in _FIELDS} for record in records]
     return sorted(samples, key=lambda sample: sample["step"] or 0)
 
