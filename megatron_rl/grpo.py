@@ -11,8 +11,9 @@ from megatron_rl.algorithms.losses import policy_gradient_loss
 from megatron_rl.config.schema import GenerationConfig, GRPOConfig
 from megatron_rl.errors import RunStopped
 from megatron_rl.experience import Experience, ScoredSample
+from megatron_rl.mismatch import SKIPPED, Mismatch, check_mismatch, mismatch_bound, refuse_batch
 from megatron_rl.policy.batch import TrainSequence
-from megatron_rl.policy.policy import Policy
+from megatron_rl.policy.policy import Policy, StepCheck
 from megatron_rl.rollout.samples import Sampling
 from megatron_rl.stage import Stage
 from megatron_rl.validate import sample_record
@@ -54,8 +55,11 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     advantages = sample_advantages(scored)
     with stage.phase("policy_training"):
         stage.rollout.sleep()
-        result = update(stage.policy, scored, advantages, config)
-    _check_mismatch(result, config, step)
+        check = partial(check_mismatch, bound=mismatch_bound(stage.config))
+        try:
+            result = update(stage.policy, scored, advantages, config, check) | {SKIPPED: 0.0}
+        except Mismatch as mismatch:
+            result = refuse_batch(stage, step, scored, prompt_set.problems, mismatch)
     stage.log_samples(
         f"step_{step + 1}",
         [
@@ -82,9 +86,16 @@ def temperature_of(generation: GenerationConfig, epoch: int) -> float:
 
 
 def update(
-    policy: Policy, samples: Sequence[ScoredSample], advantages: Sequence[float], config: GRPOConfig
+    policy: Policy,
+    samples: Sequence[ScoredSample],
+    advantages: Sequence[float],
+    config: GRPOConfig,
+    check: StepCheck | None = None,
 ) -> dict[str, float]:
     """The optimizer steps of a batch, each on its share of the prompts.
+
+    Args:
+        check: what it raises of the metrics of an update stops that one and those after it.
 
     Returns:
         Metrics as means over the updates; those of the mismatch with the engine are of the first one.
@@ -96,11 +107,13 @@ def update(
         mine = [i for i, sample in enumerate(samples) if sample.prompt_index // share == number]
         members = [samples[i] for i in mine]
         shares.append(to_sequences(members, [advantages[i] for i in mine], config.overlong_filtering))
+    shares = [sequences for sequences in shares if sequences]
     for later in shares[1:]:
         later[:] = [
             replace(sequence, old_log_probs=old) for sequence, old in zip(later, policy.log_probs(later), strict=True)
         ]
-    results = [policy.train_step(sequences, loss) for sequences in shares if sequences]
+    results = [policy.train_step(sequences, loss, check) for sequences in shares]
+    policy.skip_updates(config.updates_per_batch - len(shares))
     names = {name for result in results for name in result}
     return {name: statistics.fmean(result[name] for result in results if name in result) for name in sorted(names)}
 
@@ -175,16 +188,4 @@ def _check_infra_errors(experience: Experience, config: GRPOConfig, step: int) -
             f"step {step + 1}: {share:.1%} of the samples could not be verified, above "
             f"grpo.max_infra_error_fraction={config.max_infra_error_fraction:.1%}; the last said: "
             f"{failed[-1].result.detail!r}. Mend the verifier and start the same command again"
-        )
-
-
-def _check_mismatch(result: dict[str, float], config: GRPOConfig, step: int) -> None:
-    error = result.get("token_mult_prob_error", 1.0)
-    # Written so that NaN, too, stops the run.
-    if not error <= config.max_token_mult_prob_error:
-        raise RunStopped(
-            f"step {step + 1}: train/token_mult_prob_error={error:.4f} is above "
-            f"grpo.max_token_mult_prob_error={config.max_token_mult_prob_error}: the engine does not sample the policy "
-            "that is trained (stale weights, another temperature, or too low a precision). Nothing of this step was "
-            "saved; mend the cause and start the same command again"
         )

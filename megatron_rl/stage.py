@@ -112,6 +112,11 @@ class Stage:
         if self.progress is not None:
             self.progress.phase(phase, done, total)
 
+    def warn(self, message: str) -> None:
+        """Say something to people, on one line."""
+        if self.progress is not None:
+            self.progress.warn(message)
+
     def log_samples(self, name: str, records: list[dict[str, Any]]) -> None:
         """Write `samples/NAME.jsonl`."""
         if self.logger is not None:

@@ -12,7 +12,8 @@ _POSITIVE = (
     "policy.make_vocab_size_divisible_by",
     *("generation.max_new_tokens", "generation.tensor_parallel_size", "generation.num_engines"),
     *("generation.max_num_seqs", "generation.sync_bucket_mib", "generation.timeout_minutes"),
-    *("grpo.num_prompts_per_step", "grpo.updates_per_batch", "sft.global_batch_size", "verifier.num_workers"),
+    *("grpo.num_prompts_per_step", "grpo.updates_per_batch", "grpo.max_consecutive_skips"),
+    *("sft.global_batch_size", "verifier.num_workers"),
     *("checkpointing.save_period", "checkpointing.keep_last", "validation.num_generations_per_prompt"),
 )
 _SECONDS = (
@@ -62,6 +63,9 @@ def _check_sections(config: TrainConfig) -> None:
             f"grpo.updates_per_batch={config.grpo.updates_per_batch} does not divide "
             f"grpo.num_prompts_per_step={config.grpo.num_prompts_per_step}; an update takes whole groups"
         )
+    bound = None if config.grpo is None else config.grpo.max_token_mult_prob_error
+    if bound is not None and not bound > 1:
+        raise InputError(f"grpo.max_token_mult_prob_error={bound}: must be above 1, where engine and policy are equal")
 
 
 def _check_layout(config: TrainConfig) -> None:

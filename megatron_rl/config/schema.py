@@ -31,6 +31,11 @@ class FP8Recipe(StrEnum):
     BLOCKWISE = "blockwise"
 
 
+class OnMismatch(StrEnum):
+    STOP = "stop"
+    SKIP = "skip"
+
+
 class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
@@ -157,8 +162,13 @@ class GRPOConfig:
     ratio_clip_min: float = 0.2
     """The ratio is clipped to [1 - this, 1 + ratio_clip_max]; without effect at one update per batch."""
     ratio_clip_max: float = 0.2
-    max_token_mult_prob_error: float = 1.05
-    """Stop when the mean of exp|policy - rollout log-prob| passes this: the engine no longer samples the policy."""
+    max_token_mult_prob_error: float | None = None
+    """A batch is not trained on when its mean of exp|policy - rollout log-prob| passes this: the engine does not sample
+    the policy. Default by the policy's precision: 1.001 in fp32, 1.05 in bf16, 1.1 with FP8."""
+    on_mismatch: OnMismatch = OnMismatch.STOP
+    """What then: stop the run, or skip the batch and go on after the next weight sync."""
+    max_consecutive_skips: int = 3
+    """Stop all the same when so many batches in a row have been skipped and the next one is no better."""
     max_infra_error_fraction: float = 0.05
     """Stop when more than this share of a step's samples could not be verified."""
 
