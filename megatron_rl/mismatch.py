@@ -29,7 +29,7 @@ Record = dict[str, Any]
 """One line of `samples/mismatch_step_N.jsonl`."""
 
 BOUNDS = {"fp32": 1.001, "bf16": 1.05, "fp8": 1.1}
-"""The greatest mean of exp|policy - rollout log-prob| that rounding explains, by the policy's precision.
+"""The greatest mean of exp|policy - rollout log-prob| that rounding explains, by the lower precision of the two.
 
 fp32: the two agree to some 1e-6 of a log-prob, also over hundreds of updates; weights that are wrong by 1%, or one
 update old, are beyond 1.001. bf16, fp8: the values above which NeMo-RL takes a run to be broken, in its documentation
@@ -53,7 +53,8 @@ def mismatch_bound(config: TrainConfig) -> float:
     assert config.grpo is not None
     if config.grpo.max_token_mult_prob_error is not None:
         return config.grpo.max_token_mult_prob_error
-    return BOUNDS["fp8" if config.policy.fp8 is not None else config.policy.precision.value]
+    rounds_to_fp8 = config.policy.fp8 is not None or (config.generation is not None and config.generation.fp8)
+    return BOUNDS["fp8" if rounds_to_fp8 else config.policy.precision.value]
 
 
 def check_mismatch(metrics: Mapping[str, float], bound: float) -> None:
