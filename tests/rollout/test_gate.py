@@ -27,7 +27,10 @@ SETTINGS = {
     "checkpointing__keep_last": STEPS,
     "logger__tensorboard_enabled": False,
 }
-BY_THE_CLOCK = ("timing/", "performance/", "time", "verify/seconds", "verify/latency", "verify/utilization")
+BY_THE_CLOCK = (
+    *("timing/", "memory/", "performance/", "time"),
+    *("verify/seconds", "verify/latency", "verify/utilization"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(model: Path, data: Path, folder: Path, case: str, ranks: int = 1, **arguments: Any) -> Any:
     settings = SETTINGS | {"cluster__gpus_per_node": ranks} | arguments.pop("settings", {})
     given = {"model": str(model), "data": str(data), "case": case, "settings": settings, **arguments}
-    return run_job("mismatch.py", given, ranks, folder)
+    return run_job("gate.py", given, ranks, folder)
 
 
 # One batch at a time ---------------------------------------------------------------------------------------------
