@@ -57,10 +57,10 @@ def ours(source: Path, destination: Path) -> tuple[Callable[[], None], Callable[
     config = to_config(raw, source="benchmark").policy
     architecture = Architecture.of_folder(source, config)
     parallel = Parallel(0, 1, 1, 0, 1, 0, 1, 0, setup_device(Device.CPU, 0))
-    model = build_model(config, architecture, parallel, temperature=1.0).bfloat16()
+    chunks = [chunk.bfloat16() for chunk in build_model(config, architecture, parallel, temperature=1.0)]
 
     def save() -> None:
-        export = HFExport([model], architecture.family, architecture.shape, model_groups())
+        export = HFExport(chunks, architecture.family, architecture.shape, model_groups())
         destination.mkdir()
         copy_other_files(source, destination)
         writer = HFWriter(destination, export.plan())
@@ -69,7 +69,7 @@ def ours(source: Path, destination: Path) -> tuple[Callable[[], None], Callable[
         writer.finish()
         fsync(destination)
 
-    return lambda: load_hf(HFReader(source), [model], architecture.family, architecture.shape), save
+    return lambda: load_hf(HFReader(source), chunks, architecture.family, architecture.shape), save
 
 
 def mbridge(source: Path, destination: Path) -> tuple[Callable[[], None], Callable[[], None]]:

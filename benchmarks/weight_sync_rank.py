@@ -33,8 +33,8 @@ def main() -> None:
     config = to_config(settings(folder, bucket_mib), source="benchmark")
     parallel = setup_parallel(config)
     architecture = Architecture.of_folder(folder, config.policy)
-    model = build_model(config.policy, architecture, parallel, temperature=1.0).bfloat16()
-    export = HFExport([model], architecture.family, architecture.shape, model_groups())
+    chunks = [chunk.bfloat16() for chunk in build_model(config.policy, architecture, parallel, temperature=1.0)]
+    export = HFExport(chunks, architecture.family, architecture.shape, model_groups())
     assert config.generation is not None
     rollout = Rollout(folder, config.generation, config.policy.precision, parallel, export, 1024)
     size = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in export.plan().values())

@@ -53,7 +53,7 @@ def _megatron(checkpoint: Path, like: Path | None) -> Tensor:
     from megatron_rl.launcher import free_port
     from megatron_rl.parallel import setup_parallel
     from megatron_rl.policy.forward import forward_logits
-    from megatron_rl.policy.model import Architecture, build_model
+    from megatron_rl.policy.model import Architecture, build_model, load_weights, sharded_weights
 
     folder = like or checkpoint / HF_FILES
     config = to_config(
@@ -72,9 +72,9 @@ def _megatron(checkpoint: Path, like: Path | None) -> Tensor:
     parallel = setup_parallel(config)
     try:
         architecture = Architecture.of_folder(folder, config.policy)
-        model = build_model(config.policy, architecture, parallel, temperature=1.0)
-        model.load_weights(dist_checkpointing.load({"model": model.sharded_weights()}, str(checkpoint))["model"])
-        logits = forward_logits(model, _tokens(folder), parallel)
+        chunks = build_model(config.policy, architecture, parallel, temperature=1.0)
+        load_weights(chunks, dist_checkpointing.load(sharded_weights(chunks), str(checkpoint)))
+        logits = forward_logits(chunks, _tokens(folder), parallel)
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

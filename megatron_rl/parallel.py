@@ -34,11 +34,12 @@ class Parallel:
     device: DeviceSetup
     cp: int = 1
     cp_rank: int = 0
+    vpp: int = 1
 
     @property
     def layout(self) -> dict[str, int]:
         """The sizes, for people."""
-        return {"tp": self.tp, "pp": self.pp, "cp": self.cp, "dp": self.dp}
+        return {"tp": self.tp, "pp": self.pp, "vpp": self.vpp, "cp": self.cp, "dp": self.dp}
 
     @property
     def is_main(self) -> bool:
@@ -49,6 +50,11 @@ class Parallel:
     def is_last_stage(self) -> bool:
         """This rank computes log-probs and the loss."""
         return self.pp_rank == self.pp - 1
+
+    @property
+    def micro_batch_group(self) -> int:
+        """The number of micro-batches is a multiple of this: interleaved stages take one for each stage in turn."""
+        return self.pp if self.vpp > 1 else 1
 
 
 def setup_parallel(config: TrainConfig) -> Parallel:
@@ -72,6 +78,7 @@ def setup_parallel(config: TrainConfig) -> Parallel:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.policy.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.policy.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=config.policy.virtual_pipeline_model_parallel_size,
         context_parallel_size=config.policy.context_parallel_size,
         distributed_timeout_minutes=config.cluster.timeout_minutes,
     )
@@ -87,6 +94,7 @@ def setup_parallel(config: TrainConfig) -> Parallel:
         dp_rank=parallel_state.get_data_parallel_rank(),
         cp=parallel_state.get_context_parallel_world_size(),
         cp_rank=parallel_state.get_context_parallel_rank(),
+        vpp=config.policy.virtual_pipeline_model_parallel_size or 1,
         device=device,
     )
 

@@ -115,3 +115,9 @@ def check_division(policy: PolicyConfig, shape: ModelShape) -> None:
             raise InputError(
                 f"policy.{key}={size} does not divide the model's {number} {name}; use a divisor of {number}"
             )
+    vpp = policy.virtual_pipeline_model_parallel_size or 1
+    if shape.num_layers % (policy.pipeline_model_parallel_size * vpp):
+        raise InputError(
+            f"policy.{pp} x policy.virtual_{pp} = {policy.pipeline_model_parallel_size} x {vpp} does not divide the "
+            f"model's {shape.num_layers} layers; change one of them"
+        )

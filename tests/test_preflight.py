@@ -72,6 +72,15 @@ def test_a_complete_folder_and_good_data_pass(model: Path, settings: dict[str, A
             "policy.pipeline_model_parallel_size=3 does not divide the model's 4 layers; use a divisor of 4",
         ),
         (
+            {
+                "policy__pipeline_model_parallel_size": 2,
+                "policy__virtual_pipeline_model_parallel_size": 3,
+                "cluster__gpus_per_node": 2,
+            },
+            "policy.pipeline_model_parallel_size x policy.virtual_pipeline_model_parallel_size = 2 x 3 does not divide "
+            "the model's 4 layers; change one of them",
+        ),
+        (
             {"policy__max_total_sequence_length": 257},
             "policy.max_total_sequence_length=257 is above the model's context of 256 tokens",
         ),

@@ -78,6 +78,16 @@ def _check_layout(config: TrainConfig) -> None:
             f"tensor_model_parallel_size x pipeline_model_parallel_size x context_parallel_size = {tp} x {pp} x {cp}; "
             "change one of them"
         )
+    vpp = policy.virtual_pipeline_model_parallel_size
+    if vpp is not None and vpp < 2:
+        raise InputError(
+            f"policy.virtual_pipeline_model_parallel_size={vpp}: must be at least 2, or null for stages of one chunk"
+        )
+    if vpp is not None and pp == 1:
+        raise InputError(
+            f"policy.virtual_pipeline_model_parallel_size={vpp} needs policy.pipeline_model_parallel_size above 1; "
+            "it is 1"
+        )
     if policy.sequence_parallel and tp == 1:
         raise InputError("policy.sequence_parallel=true needs policy.tensor_model_parallel_size above 1; it is 1")
 

@@ -97,6 +97,8 @@ class PolicyConfig:
     from_scratch: ScratchConfig | None = None
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    """Model chunks per pipeline stage, which Megatron interleaves for shorter waits; default: one, not interleaved."""
     context_parallel_size: int = 1
     """Ranks that share every sequence, each holding a part of its tokens."""
     sequence_parallel: bool = False

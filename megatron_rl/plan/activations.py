@@ -64,17 +64,19 @@ def activations(
 ) -> Activations:
     """What stage `stage` of the pipeline, with `layers` decoder layers, needs for micro-batches of `tokens` tokens."""
     sizes = _sizes(policy, shape, tokens)
-    pp = policy.pipeline_model_parallel_size
+    pp, vpp = policy.pipeline_model_parallel_size, policy.virtual_pipeline_model_parallel_size or 1
+    layers //= vpp  # of a chunk
     last = stage == pp - 1
     hidden = sizes.S * sizes.H * sizes.e
     layer = _layer_kept(sizes, spec)
     work = _layer_work(sizes, spec, policy.sequence_parallel)
     if policy.activation_checkpointing:
-        # Every layer's input, and the stage's output; then one layer again, all of it.
+        # Every layer's input, and the chunk's output; then one layer again, all of it.
         kept, work = (layers + 1) * hidden, layer + work
     else:
         kept = layers * layer + hidden
-    in_flight = pp - stage  # the schedule starts this many forward passes before the stage's first backward pass
+    # The schedule starts this many forward passes of chunks before the stage's first backward pass.
+    in_flight = pp - stage if vpp == 1 else 2 * (pp - stage - 1) + (vpp - 1) * pp + 1
     log_probs = 0.0
     if last:
         # Only while log-probs are computed: the final norm's output, gathered where it was cut.

@@ -44,14 +44,21 @@ def count_shards(policy: PolicyConfig, architecture: Architecture) -> list[Shard
 
     Must run where no process group is: it makes and destroys its own.
     """
-    # What has no influence on the parameters is left out: context parallelism, recomputation, FP8 products.
-    plain = replace(policy, context_parallel_size=1, activation_checkpointing=False, fp8=None)
+    # What has no influence on the parameters is left out: context parallelism, recomputation, FP8 products, and which
+    # of the layers, all alike, an interleaved stage has.
+    plain = replace(
+        policy,
+        virtual_pipeline_model_parallel_size=None,
+        context_parallel_size=1,
+        activation_checkpointing=False,
+        fp8=None,
+    )
     return [_count(plain, architecture, stage) for stage in range(policy.pipeline_model_parallel_size)]
 
 
 def _count(policy: PolicyConfig, architecture: Architecture, stage: int) -> Shard:
     with _rank_alone(policy, stage) as parallel, torch.device("meta"), _StayMeta():
-        model = build_model(policy, architecture, parallel, temperature=1.0)
+        (model,) = build_model(policy, architecture, parallel, temperature=1.0)
     parameters = list(model.parameters())
     sharded = [p for p in parameters if getattr(p, "tensor_model_parallel", False)]
     tied_copy = [p for p in sharded if getattr(p, "shared_embedding", False) and stage > 0]

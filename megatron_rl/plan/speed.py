@@ -252,15 +252,16 @@ def train_on(
     """
     policy = config.policy
     cost = roofline.train_cost(policy, config.cluster, shape, gpu, assumptions)
-    pp = policy.pipeline_model_parallel_size
+    pp, vpp = policy.pipeline_model_parallel_size, policy.virtual_pipeline_model_parallel_size or 1
     replica = policy.tensor_model_parallel_size * pp * policy.context_parallel_size
     dp = config.world_size // replica
     busy, spans, micro_batches = [], [], 1
     for packed in _packed(tuple(lengths), dp, policy.micro_batch_tokens):
         seconds = [cost.micro_batch_seconds(batch) for batch in packed]
         busy.append(sum(seconds))
-        # Stages wait while the first micro-batch comes to the last of them: (pp - 1) / m of the work of m equal ones.
-        spans.append(sum(seconds) + (pp - 1) * max(seconds, default=0.0))
+        # Stages wait while the first micro-batch comes to the last of them: (pp - 1) / m of the work of m equal ones,
+        # and as many times less as an interleaved stage has chunks.
+        spans.append(sum(seconds) + (pp - 1) / vpp * max(seconds, default=0.0))
         micro_batches = max(micro_batches, len(packed))
     slowest = max(spans)
     updates = config.grpo.updates_per_batch if config.grpo is not None else 1

@@ -68,6 +68,7 @@ class Share:
         dp_rank, dp: sequences are dealt out over data-parallel ranks.
         cp_rank, cp: tokens of every sequence over context-parallel ranks.
         multiple: T is rounded up to a multiple of this (sequence parallelism cuts T evenly over TP).
+        group: the number of micro-batches is rounded up to a multiple of this (an interleaved pipeline's stages).
     """
 
     dp_rank: int = 0
@@ -75,6 +76,7 @@ class Share:
     cp_rank: int = 0
     cp: int = 1
     multiple: int = 1
+    group: int = 1
 
     @property
     def chunks(self) -> int:
@@ -95,7 +97,8 @@ def micro_batches(
     for members in split_over_ranks(lengths, share.dp):
         bins = pack([lengths[i] for i in members], budget)
         packed_per_rank.append([[members[i] for i in indices] for indices in bins])
-    count = max(1, *(len(bins) for bins in packed_per_rank))
+    most = max(1, *(len(bins) for bins in packed_per_rank))
+    count = most + -most % share.group
     mine = packed_per_rank[share.dp_rank]
     return [_build(sequences, indices, share, device) for indices in [*mine, *[[]] * (count - len(mine))]]
 

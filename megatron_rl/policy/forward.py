@@ -14,7 +14,7 @@ from megatron_rl.parallel import Parallel
 from megatron_rl.policy.model import PolicyModel
 
 
-def forward_logits(model: PolicyModel, tokens: Sequence[int], parallel: Parallel) -> Tensor | None:
+def forward_logits(chunks: Sequence[PolicyModel], tokens: Sequence[int], parallel: Parallel) -> Tensor | None:
     """[T, V] logits of one sequence, on every rank of the last pipeline stage; None on the others."""
     ids = torch.tensor(tokens, device=parallel.device.torch_device)
     ends = torch.tensor([0, len(tokens)], dtype=torch.int32, device=ids.device)
@@ -26,13 +26,15 @@ def forward_logits(model: PolicyModel, tokens: Sequence[int], parallel: Parallel
         output = model(ids[None], position_ids=None, attention_mask=None, packed_seq_params=packing)
         return output, lambda output, non_loss_data: output
 
-    model.eval()
+    for chunk in chunks:
+        chunk.eval()
+    times = parallel.micro_batch_group  # all of them this one sequence
     with torch.no_grad():
         outputs = get_forward_backward_func()(
             forward_step_func=step,
-            data_iterator=iter([None]),
-            model=[model],
-            num_microbatches=1,
+            data_iterator=[iter([None] * times) for _ in chunks],
+            model=list(chunks),
+            num_microbatches=times,
             seq_length=len(tokens),
             micro_batch_size=1,
             forward_only=True,
@@ -43,4 +45,4 @@ def forward_logits(model: PolicyModel, tokens: Sequence[int], parallel: Parallel
     mine = outputs[0].squeeze(1).contiguous()
     parts = [torch.empty_like(mine) for _ in range(parallel.tp)]
     dist.all_gather(parts, mine, group=parallel_state.get_tensor_model_parallel_group())
-    return torch.cat(parts, dim=1)[:, : model.vocabulary].contiguous()
+    return torch.cat(parts, dim=1)[:, : chunks[0].vocabulary].contiguous()

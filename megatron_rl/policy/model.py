@@ -1,6 +1,8 @@
 """A Megatron-Core GPT model of a Hugging Face architecture, whose output is log-probs instead of logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +59,6 @@ class PolicyModel(GPTModel):
         tp_group = parallel_state.get_tensor_model_parallel_group()
         self.part = vocabulary_part(shape.vocab_size, shape.padded_vocab_size, tp_group)
 
-    def sharded_weights(self, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The sharded state of the weights alone.
-
-        What linear layers keep besides is for FP8's delayed scaling, which is not used; converted checkpoints lack it.
-        """
-        state: dict[str, Any] = self.sharded_state_dict(metadata=metadata)
-        return {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
-
-    def load_weights(self, state: dict[str, Any]) -> None:
-        """Take over a state that was loaded through `sharded_weights`."""
-        missing, unexpected = self.load_state_dict(state, strict=False)
-        lost = [key for key in missing if not key.endswith(_EXTRA_STATE)]
-        assert not [*lost, *unexpected], f"the checkpoint lacks {lost} and has {unexpected}"
-
     def _postprocess(self, hidden_states: Tensor, labels: Tensor | None, **_: Any) -> Tensor | tuple[Tensor, Tensor]:
         if not self.post_process:
             return hidden_states
@@ -91,18 +79,15 @@ class PolicyModel(GPTModel):
 
 def build_model(
     config: PolicyConfig, architecture: Architecture, parallel: Parallel, temperature: float
-) -> PolicyModel:
-    """This rank's part of the model, weights not yet loaded."""
+) -> list[PolicyModel]:
+    """This rank's chunks of the model, weights not yet loaded: one, or as many as the pipeline interleaves."""
     transformer_config = _transformer_config(config, architecture, parallel)
     megatron = architecture.family.translate(architecture.hf_config)
-    stage_layers = get_num_layers_to_build(transformer_config)
-    model = PolicyModel(
+    build = partial(
+        PolicyModel,
         config=transformer_config,
-        transformer_layer_spec=layer_spec(transformer_config, parallel.device.transformer_engine, stage_layers),
         vocab_size=architecture.shape.padded_vocab_size,
         max_sequence_length=megatron.max_position_embeddings,
-        pre_process=parallel.pp_rank == 0,
-        post_process=parallel.is_last_stage,
         share_embeddings_and_output_weights=architecture.shape.tied,
         position_embedding_type="rope",
         rotary_base=megatron.rotary_base,
@@ -112,11 +97,42 @@ def build_model(
         temperature=temperature,
         chunk_tokens=config.logprob_chunk_tokens,
     )
-    return model.to(parallel.device.torch_device)
+    chunks = []
+    for chunk in range(parallel.vpp):
+        layers = get_num_layers_to_build(transformer_config, vp_stage=chunk)
+        model = build(
+            transformer_layer_spec=layer_spec(transformer_config, parallel.device.transformer_engine, layers),
+            pre_process=parallel.pp_rank == 0 and chunk == 0,
+            post_process=parallel.is_last_stage and chunk == parallel.vpp - 1,
+            vp_stage=chunk,
+        )
+        chunks.append(model.to(parallel.device.torch_device))
+    return chunks
+
+
+def sharded_weights(chunks: Sequence[PolicyModel], metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The sharded state of the weights alone, by chunk: what is stored under which name does not depend on chunks.
+
+    What linear layers keep besides is for FP8's delayed scaling, which is not used; converted checkpoints lack it.
+    """
+    states = [chunk.sharded_state_dict(metadata=metadata) for chunk in chunks]
+    return {
+        f"chunk{number}": {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
+        for number, state in enumerate(states)
+    }
+
+
+def load_weights(chunks: Sequence[PolicyModel], state: dict[str, Any]) -> None:
+    """Take over a state that was loaded through `sharded_weights`."""
+    for number, chunk in enumerate(chunks):
+        missing, unexpected = chunk.load_state_dict(state[f"chunk{number}"], strict=False)
+        lost = [key for key in missing if not key.endswith(_EXTRA_STATE)]
+        assert not [*lost, *unexpected], f"the checkpoint lacks {lost} and has {unexpected}"
 
 
 def _transformer_config(config: PolicyConfig, architecture: Architecture, parallel: Parallel) -> TransformerConfig:
     dtype = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
+    interleaved = config.virtual_pipeline_model_parallel_size is not None
     return TransformerConfig(
         **_recomputation(config),
         **_fp8(config, parallel),
@@ -126,6 +142,11 @@ def _transformer_config(config: PolicyConfig, architecture: Architecture, parall
         attention_dropout=0.0,
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
+        # Interleaved stages send in both directions at once; where there are two, to the same rank. In one batch
+        # Megatron takes gradients for activations, so they go one after the other.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         context_parallel_size=config.context_parallel_size,
         sequence_parallel=config.sequence_parallel,
         pipeline_dtype=dtype,

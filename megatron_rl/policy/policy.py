@@ -1,6 +1,7 @@
 """The trained model: packed batches through Megatron's pipeline schedules, one optimizer step per batch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,14 @@ from megatron_rl.algorithms.losses import TokenLoss
 from megatron_rl.config.schema import OptimizerConfig, PolicyConfig, Precision
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, micro_batches
-from megatron_rl.policy.model import Architecture, PolicyModel, build_model, model_groups
+from megatron_rl.policy.model import (
+    Architecture,
+    PolicyModel,
+    build_model,
+    load_weights,
+    model_groups,
+    sharded_weights,
+)
 
 _FP8_MULTIPLE = 128
 """Tokens of one rank's matrix products come in multiples of a scaling block (Transformer Engine)."""
@@ -46,36 +54,38 @@ class Policy:
         self, config: PolicyConfig, architecture: Architecture, parallel: Parallel, temperature: float = 1.0
     ) -> None:
         self.config, self.architecture, self.parallel = config, architecture, parallel
-        self.model: PolicyModel = build_model(config, architecture, parallel, temperature)
-        self._chunk = _wrap(self.model, config, parallel)
-        self.optimizer = _optimizer(config, self._chunk)
+        self.chunks = build_model(config, architecture, parallel, temperature)
+        self._wrapped = _wrap(self.chunks, config, parallel)
+        self.optimizer = _optimizer(config, self._wrapped)
         self._scheduler = _scheduler(config.optimizer, self.optimizer)
-        self.model.config.finalize_model_grads_func = _finalize_without_rescaling
-        self.model.config.no_sync_func = self._chunk.no_sync
-        self.model.config.grad_scale_func = self.optimizer.scale_loss
+        shared = self.chunks[0].config
+        shared.finalize_model_grads_func = _finalize_without_rescaling
+        shared.no_sync_func = self._no_sync
+        shared.grad_scale_func = self.optimizer.scale_loss
 
     def load_hf(self, folder: Path) -> None:
         """Start from the weights of a Hugging Face folder; ValueError as `converters.model.load_hf`."""
-        load_hf(HFReader(folder), [self.model], self.architecture.family, self.architecture.shape)
+        load_hf(HFReader(folder), self.chunks, self.architecture.family, self.architecture.shape)
         self.optimizer.reload_model_params()
 
     def export(self) -> HFExport:
         """The current weights as Hugging Face tensors; all ranks of the model iterate it in step."""
-        return HFExport([self.model], self.architecture.family, self.architecture.shape, model_groups())
+        return HFExport(self.chunks, self.architecture.family, self.architecture.shape, model_groups())
 
     @property
     def temperature(self) -> float:
         """Of the distribution whose log-probs the policy gives."""
-        return self.model.temperature
+        return self.chunks[0].temperature
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        self.model.temperature = value
+        for chunk in self.chunks:
+            chunk.temperature = value
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.model.config.params_dtype
+        return self.chunks[0].config.params_dtype
 
     def train_step(
         self, sequences: Sequence[TrainSequence], loss: TokenLoss, check: StepCheck | None = None
@@ -89,8 +99,9 @@ class Policy:
         Returns:
             `loss`, `grad_norm`, `lr`, and the loss's metrics as means per response token; equal on every rank.
         """
-        self._chunk.train()
-        self._chunk.zero_grad_buffer()
+        for chunk in self._wrapped:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums = self._run(self._micro_batches(sequences), loss)
         tokens = max(sums.pop("tokens"), 1.0)
@@ -108,7 +119,8 @@ class Policy:
 
     def log_probs(self, sequences: Sequence[TrainSequence]) -> list[list[float]]:
         """Log-probs of every sequence's response tokens, on every rank, without training."""
-        self._chunk.eval()
+        for chunk in self._wrapped:
+            chunk.eval()
         batches = self._micro_batches(sequences)
         found: list[tuple[int, list[float]]] = []
 
@@ -128,7 +140,7 @@ class Policy:
 
     def sharded_state(self, with_optimizer: bool, is_loading: bool = False) -> dict[str, Any]:
         """State for `megatron.core.dist_checkpointing`, reshardable over TP, PP and DP."""
-        state: dict[str, Any] = {"model": self.model.sharded_weights(_CHECKPOINT_METADATA)}
+        state: dict[str, Any] = {"model": sharded_weights(self.chunks, _CHECKPOINT_METADATA)}
         if with_optimizer:
             # Megatron describes what it saves, or is about to load, by the state it has; a new optimizer has none yet.
             _make_first_moments(_distributed_optimizer(self.optimizer))
@@ -142,7 +154,7 @@ class Policy:
 
         Without an optimizer in the state its main weights are refreshed from the model's.
         """
-        self.model.load_weights(state["model"])
+        load_weights(self.chunks, state["model"])
         if "optimizer" in state:
             _load_optimizer(self.optimizer, state["optimizer"])
         else:
@@ -161,15 +173,17 @@ class Policy:
         multiple = parallel.tp if self.config.sequence_parallel else 1
         if self.config.fp8 is not None:
             multiple *= _FP8_MULTIPLE
-        share = Share(parallel.dp_rank, parallel.dp, parallel.cp_rank, parallel.cp, multiple)
+        share = Share(
+            parallel.dp_rank, parallel.dp, parallel.cp_rank, parallel.cp, multiple, parallel.micro_batch_group
+        )
         return micro_batches(sequences, share, self.config.micro_batch_tokens, parallel.device.torch_device)
 
     def _run(self, batches: Sequence[MicroBatch], loss: TokenLoss, forward_only: bool = False) -> dict[str, float]:
         """Forward (and backward) over all micro-batches; the sums of the loss's metrics over all ranks."""
         outputs: list[dict[str, Tensor]] = get_forward_backward_func()(
             forward_step_func=partial(_forward_step, loss=loss),
-            data_iterator=iter(batches),
-            model=[self._chunk],
+            data_iterator=[iter(batches) for _ in self._wrapped],
+            model=self._wrapped,
             num_microbatches=len(batches),
             seq_length=self.config.micro_batch_tokens,
             micro_batch_size=1,
@@ -182,6 +196,14 @@ class Policy:
             for name, value in output.items():
                 mine[name] = mine.get(name, 0.0) + float(value)
         return _sum_over_ranks(mine)
+
+    @contextmanager
+    def _no_sync(self) -> Iterator[None]:
+        """Gradients stay with their ranks: more micro-batches are to come."""
+        with ExitStack() as stack:
+            for chunk in self._wrapped:
+                stack.enter_context(chunk.no_sync())
+            yield
 
 
 def _forward_step(data_iterator: Iterator[MicroBatch], model: torch.nn.Module, loss: TokenLoss) -> tuple[Any, Any]:
@@ -223,7 +245,7 @@ def _sum_over_ranks(mine: dict[str, float]) -> dict[str, float]:
     return total
 
 
-def _wrap(model: PolicyModel, config: PolicyConfig, parallel: Parallel) -> DistributedDataParallel:
+def _wrap(chunks: Sequence[PolicyModel], config: PolicyConfig, parallel: Parallel) -> list[DistributedDataParallel]:
     overlap = parallel.device.type == "cuda"
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
@@ -231,13 +253,16 @@ def _wrap(model: PolicyModel, config: PolicyConfig, parallel: Parallel) -> Distr
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap,
     )
-    module = Float16Module(model.config, model) if config.precision is Precision.BF16 else model
-    chunk = DistributedDataParallel(config=model.config, ddp_config=ddp_config, module=module)
-    chunk.broadcast_params()
-    return chunk
+    wrapped = []
+    for number, chunk in enumerate(chunks):
+        module = Float16Module(chunk.config, chunk) if config.precision is Precision.BF16 else chunk
+        # Only the first chunk's gradients, the last to be complete, are reduced in buckets: the others' as a whole.
+        wrapped.append(DistributedDataParallel(chunk.config, ddp_config, module, disable_bucketing=number > 0))
+        wrapped[-1].broadcast_params()
+    return wrapped
 
 
-def _optimizer(config: PolicyConfig, chunk: DistributedDataParallel) -> MegatronOptimizer:
+def _optimizer(config: PolicyConfig, chunks: list[DistributedDataParallel]) -> MegatronOptimizer:
     settings = config.optimizer
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -253,7 +278,7 @@ def _optimizer(config: PolicyConfig, chunk: DistributedDataParallel) -> Megatron
             params_dtype=torch.bfloat16 if config.precision is Precision.BF16 else torch.float32,
             use_distributed_optimizer=True,
         ),
-        [chunk],
+        chunks,
     )
 
 

@@ -21,6 +21,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (SFT | {"sft__global_batch_size": 0}, "sft.global_batch_size=0"),
     ({"policy__tensor_model_parallel_size": 0}, "policy.tensor_model_parallel_size=0: must be at least 1"),
     ({"policy__pipeline_model_parallel_size": -1}, "policy.pipeline_model_parallel_size=-1: must be at least 1"),
+    ({"policy__virtual_pipeline_model_parallel_size": 1}, "policy.virtual_pipeline_model_parallel_size=1: must be at"),
+    (
+        {"policy__virtual_pipeline_model_parallel_size": 2},
+        "policy.virtual_pipeline_model_parallel_size=2 needs policy.pipeline_model_parallel_size above 1; it is 1",
+    ),
     ({"policy__tensor_model_parallel_size": 2}, "= 1 ranks is not a multiple of"),
     ({"policy__context_parallel_size": 0}, "policy.context_parallel_size=0: must be at least 1"),
     ({"policy__context_parallel_size": 2}, "= 1 x 1 x 2; change one of them"),

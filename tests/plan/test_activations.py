@@ -103,6 +103,14 @@ def test_early_pipeline_stages_hold_more_micro_batches_and_only_the_last_has_log
     assert (first.log_prob_work, last.log_prob_work > 0) == (0.0, True)
 
 
+def test_an_interleaved_pipeline_holds_what_megatron_starts_before_its_first_backward_pass() -> None:
+    plain = of_14b(3, 12, pipeline_model_parallel_size=4, activation_checkpointing=True)
+    changes = {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 3}
+    first, last = (of_14b(stage, 12, activation_checkpointing=True, **changes) for stage in (0, 3))
+    chunk = plain.kept / 13 * 5  # inputs of 4 layers, and an output
+    assert (first.kept, last.kept) == pytest.approx((15 * chunk, 9 * chunk))
+
+
 def test_fp8_halves_what_linear_layers_keep() -> None:
     plain = of_14b(activation_checkpointing=False)
     fp8 = of_14b(activation_checkpointing=False, fp8=FP8Config())

@@ -111,6 +111,10 @@ def test_pipeline_bubble_is_stages_less_one_over_micro_batches() -> None:
     assert staged.seconds == pytest.approx(whole.seconds * (1 + 3 / 8), rel=1e-6)
     assert staged.idle_gpu_seconds == pytest.approx(8 * whole.seconds * 3 / 8, rel=1e-6)
     assert whole.idle_gpu_seconds == 0
+    assert four.policy.virtual_pipeline_model_parallel_size is None
+    interleaved = replace(four, policy=replace(four.policy, virtual_pipeline_model_parallel_size=7))
+    waits = train_on(lengths, interleaved, QWEN_7B, H100, IDEAL).seconds
+    assert waits == pytest.approx(whole.seconds * (1 + 3 / 7 / 8), rel=1e-6)
 
 
 @pytest.mark.parametrize("key", ["tensor_model_parallel_size", "context_parallel_size"])

@@ -17,9 +17,10 @@ lengths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
 
 def batches_of_all_ranks(
-    sequences: list[TrainSequence], dp: int, budget: int, multiple: int = 1
+    sequences: list[TrainSequence], dp: int, budget: int, multiple: int = 1, group: int = 1
 ) -> list[list[MicroBatch]]:
-    return [micro_batches(sequences, Share(rank, dp, multiple=multiple), budget, CPU) for rank in range(dp)]
+    shares = [Share(rank, dp, multiple=multiple, group=group) for rank in range(dp)]
+    return [micro_batches(sequences, share, budget, CPU) for share in shares]
 
 
 @st.composite
@@ -118,6 +119,19 @@ def test_a_rank_without_sequences_gets_a_micro_batch_of_no_weight() -> None:
     assert batch.members == ()
     assert len(batch.tokens) == 4
     assert not batch.response_mask.any()
+
+
+@given(packing=packings(), group=st.integers(1, 4))
+def test_the_number_of_micro_batches_is_a_multiple_with_as_few_empty_ones_as_need_be(
+    packing: tuple[list[TrainSequence], int, int, int], group: int
+) -> None:
+    sequences, dp, budget, multiple = packing
+    plain = batches_of_all_ranks(sequences, dp, budget, multiple)
+    for batches, fewer in zip(batches_of_all_ranks(sequences, dp, budget, multiple, group), plain, strict=True):
+        assert len(batches) % group == 0
+        assert len(batches) - len(fewer) < group
+        assert [batch.members for batch in batches[: len(fewer)]] == [batch.members for batch in fewer]
+        assert not any(batch.members or batch.response_mask.any() for batch in batches[len(fewer) :])
 
 
 def test_the_shortest_sequence_has_one_prompt_and_one_response_token() -> None:

@@ -2,7 +2,7 @@
 
 Each layout is launched once (`tests/programs/layout.py`) and yields everything that is compared here. The layouts pad
 the vocabulary differently, one batch holds fewer sequences than there are ranks, and TP=2's checkpoints are resumed on
-all others.
+all others, an interleaved pipeline's on DP=2.
 """
 
 import random
@@ -26,9 +26,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2_sp": {"ranks": 2, "tp": 2, "pp": 1, "sp": True},
     "cp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False, "cp": 2, "recompute": True},
     "tp2_pp2": {"ranks": 4, "tp": 2, "pp": 2, "sp": False},
+    "pp2_vpp2": {"ranks": 2, "tp": 1, "pp": 2, "sp": False, "vpp": 2, "budgets": [60, 100_000]},
+    "tp2_pp2_vpp2": {"ranks": 4, "tp": 2, "pp": 2, "sp": True, "vpp": 2, "recompute": True},
 }
 OTHERS = [name for name in LAYOUTS if name != "tp1"]
-RESUMING = ["pp2", "dp2", "cp2", "tp2_sp", "tp2_pp2"]
+RESUMING = ["pp2", "dp2", "cp2", "tp2_sp", "tp2_pp2", "pp2_vpp2", "tp2_pp2_vpp2"]
 MODELS = ["untied", "tied"]
 CURVES = [("sft", "untied"), ("sft", "tied"), ("grpo", "untied")]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -71,6 +73,8 @@ def launch(model_folders: dict[str, Path], seed: int, tmp_path_factory: pytest.T
                 arguments["resume"] = [[str(get("tp2").folder), LAYOUTS[name]["sp"]]]
             if name == "tp2_sp":  # the one that can also carry on exactly as TP=2 itself
                 arguments["resume"].append([str(get("tp2").folder), False])
+            if name == "dp2":
+                arguments["resume"].append([str(get("pp2_vpp2").folder), False])
             result = run_job("layout.py", arguments, LAYOUTS[name]["ranks"], root / name)
             launched[name] = Launched(result, root / name)
         return launched[name]
@@ -121,7 +125,7 @@ def test_ten_steps_follow_a_slow_float64_reference(
     assert_same_curve(launch("tp1").curve(algorithm, model), wanted, 1e-5, ("loss", "grad_norm", "entropy", "lr"))
 
 
-@pytest.mark.parametrize("name", ["tp1", "cp2", "tp2_pp2"])
+@pytest.mark.parametrize("name", ["tp1", "cp2", "tp2_pp2", "pp2_vpp2"])
 def test_a_later_update_of_a_batch_is_clipped_as_a_slow_float64_reference_says(
     launch: Launch, model_folders: dict[str, Path], name: str
 ) -> None:
@@ -155,10 +159,10 @@ def test_the_policy_learns_in_these_ten_steps(launch: Launch) -> None:
     assert min(float((after[name] - tensor).abs().max()) for name, tensor in before.items()) > 1e-3
 
 
-def test_micro_batch_budgets_do_not_matter(launch: Launch) -> None:
-    tp1 = launch("tp1")
-    for metrics in tp1.result["budgets"].values():
-        assert_same_curve([metrics], tp1.curve("grpo", "untied")[:1], 1e-5, tuple(metrics))
+@pytest.mark.parametrize("name", ["tp1", "pp2_vpp2"])
+def test_micro_batch_budgets_do_not_matter(launch: Launch, name: str) -> None:
+    for metrics in launch(name).result["budgets"].values():
+        assert_same_curve([metrics], launch("tp1").curve("grpo", "untied")[:1], 1e-5, tuple(metrics))
 
 
 @pytest.mark.parametrize(("algorithm", "model"), CURVES)
@@ -203,6 +207,13 @@ def test_a_checkpoint_of_tp2_carries_on_in_another_layout(launch: Launch, name: 
     assert resumed["steps"] == [5, 7]
     assert resumed["counters"] == [10.0]
     wanted = launch("tp2").curve("sft", model)[5:]
+    assert_same_curve(resumed["metrics"], wanted, 1e-5, ("loss", "grad_norm", "entropy", "lr"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_checkpoint_of_an_interleaved_pipeline_carries_on_in_another_layout(launch: Launch, model: str) -> None:
+    resumed, wanted = launch("dp2").result["resumed"][f"{model}_1"], launch("pp2_vpp2").curve("sft", model)[5:]
+    assert (resumed["steps"], resumed["counters"]) == ([5, 7], [10.0])
     assert_same_curve(resumed["metrics"], wanted, 1e-5, ("loss", "grad_norm", "entropy", "lr"))
 
 

@@ -76,12 +76,12 @@ def try_gate(config: TrainConfig) -> dict[str, Any]:
         result: dict[str, Any] = {"healthy": megatron_rl.grpo.grpo_step(stage, 0)}
         result["stale"] = refused(stage, 1)  # a large update, of which the engine has not heard
         stage.rollout.sync(1)
-        multiply_by_noise((weight.data for weight in stage.policy.model.parameters()), 0.01)
+        multiply_by_noise((weight.data for weight in stage.policy.chunks[0].parameters()), 0.01)
         stage.policy.optimizer.reload_model_params()
         result["perturbed"] = refused(stage, 2)
         stage.rollout.sync(2)
         result["synced_again"] = megatron_rl.grpo.grpo_step(stage, 3)
-        next(stage.policy.model.parameters()).data.view(-1)[0] = torch.nan
+        next(stage.policy.chunks[0].parameters()).data.view(-1)[0] = torch.nan
         result["nan"] = refused(stage, 4)
         result["update_after_refusal"] = update_after_refusal(stage)
     return result
@@ -131,7 +131,7 @@ def state_of(policy: Policy) -> Tensors:
     (inner,) = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
     groups = inner.optimizer.param_groups
     return [
-        *(weight.data for weight in policy.model.parameters()),
+        *(weight.data for weight in policy.chunks[0].parameters()),
         *(weight.data for group in groups for weight in group["params"]),
         *tensors_in(inner.optimizer.state.values()),
         torch.tensor([policy._scheduler.num_steps, *(group["lr"] for group in groups)], dtype=torch.float64),

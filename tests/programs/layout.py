@@ -1,8 +1,8 @@
 """One parallel layout, on real ranks: log-probs, training, export and checkpoints of the tiny models.
 
-Arguments: `tp`, `pp`, `sp`, `cp`, `recompute`, `models` (name to folder), `seed` (of the log-prob sequences), `budgets`
-(micro-batch token budgets to compare), `resume` (a list of [run folder, sequence_parallel, steps made]). Rank 0's
-result holds what `test_layouts.py` compares; tensors go to safetensors files in the job's folder.
+Arguments: `tp`, `pp`, `sp`, `vpp`, `cp`, `recompute`, `models` (name to folder), `seed` (of the log-prob sequences),
+`budgets` (micro-batch token budgets to compare), `resume` (a list of [run folder, sequence_parallel, steps made]). Rank
+0's result holds what `test_layouts.py` compares; tensors go to safetensors files in the job's folder.
 """
 
 from dataclasses import replace
@@ -38,6 +38,7 @@ class Layout:
             cluster__gpus_per_node=self.arguments["ranks"],
             policy__tensor_model_parallel_size=self.arguments["tp"],
             policy__pipeline_model_parallel_size=self.arguments["pp"],
+            policy__virtual_pipeline_model_parallel_size=self.arguments.get("vpp"),
             policy__context_parallel_size=self.arguments.get("cp", 1),
             policy__activation_checkpointing=self.arguments.get("recompute", False),
             policy__sequence_parallel=self.arguments["sp"] if sp is None else sp,

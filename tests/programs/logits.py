@@ -19,7 +19,7 @@ from converters.hf_folder import HFReader
 from converters.model import HFExport, load_hf
 from megatron_rl.parallel import Parallel, setup_parallel
 from megatron_rl.policy.forward import forward_logits
-from megatron_rl.policy.model import Architecture, build_model, model_groups
+from megatron_rl.policy.model import Architecture, build_model, load_weights, model_groups, sharded_weights
 
 
 def compared(name: str, arguments: dict[str, Any], parallel: Parallel, folder: Path) -> int:
@@ -31,20 +31,18 @@ def compared(name: str, arguments: dict[str, Any], parallel: Parallel, folder: P
         policy__pipeline_model_parallel_size=parallel.pp,
     ).policy
     architecture = Architecture.of_folder(model_folder, config)
-    model = build_model(config, architecture, parallel, temperature=1.0)
+    chunks = build_model(config, architecture, parallel, temperature=1.0)
     reader = HFReader(model_folder)
-    load_hf(reader, [model], architecture.family, architecture.shape)
-    found = {"hf": forward_logits(model, arguments["tokens"], parallel)}
-    exported = dict(HFExport([model], architecture.family, architecture.shape, model_groups()))
+    load_hf(reader, chunks, architecture.family, architecture.shape)
+    found = {"hf": forward_logits(chunks, arguments["tokens"], parallel)}
+    exported = dict(HFExport(chunks, architecture.family, architecture.shape, model_groups()))
     assert exported.keys() == reader.names
     assert all(torch.equal(tensor, reader[key]) for key, tensor in exported.items())
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
             parameter.zero_()
-    model.load_weights(
-        dist_checkpointing.load({"model": model.sharded_weights()}, arguments["checkpoints"][name])["model"]
-    )
-    found["megatron"] = forward_logits(model, arguments["tokens"], parallel)
+    load_weights(chunks, dist_checkpointing.load(sharded_weights(chunks), arguments["checkpoints"][name]))
+    found["megatron"] = forward_logits(chunks, arguments["tokens"], parallel)
     if parallel.is_last_stage and parallel.tp_rank == 0:
         save_file({key: logits for key, logits in found.items() if logits is not None}, folder / f"{name}.safetensors")
     return len(exported)
