@@ -21,6 +21,7 @@ from megatron_rl.grpo import grpo_step
 from megatron_rl.model_card import model_card
 from megatron_rl.parallel import stop_if_preempted
 from megatron_rl.policy.batch import TrainSequence
+from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.stage import Stage, open_stage
 from megatron_rl.summary import write_stage_summary
 from megatron_rl.validate import validate
@@ -37,7 +38,7 @@ def train(config: TrainConfig) -> None:
     begin = time.monotonic()
     with open_stage(config) as stage:
         if stage.rollout is not None:
-            stage.rollout.sync(stage.start_step)
+            sync(stage, stage.rollout, stage.start_step)
         if stage.start_step == 0 and stage.validation_sets and config.validation.at_start:
             report_step(stage, 0, validate(stage, 0))
             stage.timings.clear()
@@ -79,6 +80,8 @@ def sft_step(stage: Stage, step: int) -> dict[str, float]:
     indices = stage.batch(step, stage.config.sft.global_batch_size)
     tokens = sum(len(stage.responses[i]) for i in indices)
     with stage.phase("policy_training"):
+        if stage.rollout is not None:  # for validation
+            stage.rollout.sleep()
         sequences = [
             TrainSequence(stage.train_set.prompts[i] + stage.responses[i], len(stage.train_set.prompts[i]), 1 / tokens)
             for i in indices
@@ -97,7 +100,7 @@ def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
     generates_next = config.algorithm is Algorithm.GRPO and not last
     if stage.rollout is not None and (validates or generates_next):
         with stage.phase("weight_sync"):
-            stage.rollout.sync(step)
+            sync(stage, stage.rollout, step)
     if validates:
         metrics |= validate(stage, step)
     saves = last or step % config.checkpointing.save_period == 0
@@ -107,6 +110,13 @@ def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
         begin = time.monotonic()
         save(stage, step)
         stage.timings["checkpoint"] = time.monotonic() - begin  # shown in the next step's line
+
+
+def sync(stage: Stage, rollout: Rollout, step: int) -> None:
+    """Make ready for generation with the weights after `step` optimizer steps."""
+    if stage.config.policy.offload_during_generation:
+        stage.policy.offload()
+    rollout.sync(step)
 
 
 def save(stage: Stage, step: int) -> None:

@@ -108,6 +108,8 @@ class PolicyConfig:
     max_total_sequence_length: int = MISSING
     """Prompt and response together, in tokens."""
     fp8: FP8Config | None = None
+    offload_during_generation: bool = False
+    """Free the gradients and keep the optimizer's state in the host's memory while engines generate."""
     micro_batch_tokens: int = 16384
     """Token budget of one packed micro-batch; a longer sample is a micro-batch of its own."""
     logprob_chunk_tokens: int = 1024

@@ -58,6 +58,7 @@ class Policy:
         self._wrapped = _wrap(self.chunks, config, parallel)
         self.optimizer = _optimizer(config, self._wrapped)
         self._scheduler = _scheduler(config.optimizer, self.optimizer)
+        self._is_offloaded = False
         shared = self.chunks[0].config
         shared.finalize_model_grads_func = _finalize_without_rescaling
         shared.no_sync_func = self._no_sync
@@ -99,6 +100,7 @@ class Policy:
         Returns:
             `loss`, `grad_norm`, `lr`, and the loss's metrics as means per response token; equal on every rank.
         """
+        self._bring_back()
         for chunk in self._wrapped:
             chunk.train()
             chunk.zero_grad_buffer()
@@ -112,6 +114,22 @@ class Policy:
         _, grad_norm, _ = self.optimizer.step()
         self._scheduler.step(increment=1)
         return metrics | {"grad_norm": float(grad_norm), "lr": lr}
+
+    def offload(self) -> None:
+        """Leave the accelerator's memory to others, but for the weights, until the next training step: gradients are
+        freed, the optimizer's state goes to the host's memory. Checkpoints can be saved meanwhile."""
+        if not self._is_offloaded:
+            for chunk in self._wrapped:
+                chunk.offload_grad_buffers()
+            self.optimizer.offload_to_cpu()
+            self._is_offloaded = True
+
+    def _bring_back(self) -> None:
+        if self._is_offloaded:
+            for chunk in self._wrapped:
+                chunk.restore_grad_buffers()
+            self.optimizer.restore_from_cpu()
+            self._is_offloaded = False
 
     def skip_updates(self, count: int) -> None:
         """Move the learning rate on as if `count` optimizer steps had been made."""
@@ -246,12 +264,12 @@ def _sum_over_ranks(mine: dict[str, float]) -> dict[str, float]:
 
 
 def _wrap(chunks: Sequence[PolicyModel], config: PolicyConfig, parallel: Parallel) -> list[DistributedDataParallel]:
-    overlap = parallel.device.type == "cuda"
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=overlap,
-        overlap_param_gather=overlap,
+        overlap_grad_reduce=parallel.device.type == "cuda",
+        # Overlapped with the next forward pass, it would come after the weight sync.
+        overlap_param_gather=False,
     )
     wrapped = []
     for number, chunk in enumerate(chunks):

@@ -71,7 +71,7 @@ class Rollout:
 
     def sleep(self) -> None:
         """Leave the accelerator's memory to the policy until the next sync, where the two share it."""
-        if self._parallel.device.engine_sleeps:
+        if self._parallel.device.engine_sleeps and not self._asleep:
             if self._engine is not None:
                 self._engine.sleep()
             self._asleep = True

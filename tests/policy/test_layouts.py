@@ -20,9 +20,9 @@ from torch import Tensor
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {"ranks": 1, "tp": 1, "pp": 1, "sp": False, "budgets": [30, 150, 100_000]},
-    "tp2": {"ranks": 2, "tp": 2, "pp": 1, "sp": False},
+    "tp2": {"ranks": 2, "tp": 2, "pp": 1, "sp": False, "offload": True},
     "pp2": {"ranks": 2, "tp": 1, "pp": 2, "sp": False},
-    "dp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False},
+    "dp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False, "offload": True},
     "tp2_sp": {"ranks": 2, "tp": 2, "pp": 1, "sp": True},
     "cp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False, "cp": 2, "recompute": True},
     "tp2_pp2": {"ranks": 4, "tp": 2, "pp": 2, "sp": False},

@@ -1,8 +1,9 @@
 """One parallel layout, on real ranks: log-probs, training, export and checkpoints of the tiny models.
 
-Arguments: `tp`, `pp`, `sp`, `vpp`, `cp`, `recompute`, `models` (name to folder), `seed` (of the log-prob sequences),
-`budgets` (micro-batch token budgets to compare), `resume` (a list of [run folder, sequence_parallel, steps made]). Rank
-0's result holds what `test_layouts.py` compares; tensors go to safetensors files in the job's folder.
+Arguments: `tp`, `pp`, `sp`, `vpp`, `cp`, `recompute`, `offload` (before every step), `models` (name to folder), `seed`
+(of the log-prob sequences), `budgets` (micro-batch token budgets to compare), `resume` (a list of [run folder,
+sequence_parallel, steps made]). Rank 0's result holds what `test_layouts.py` compares; tensors go to safetensors files
+in the job's folder.
 """
 
 from dataclasses import replace
@@ -76,8 +77,13 @@ class Layout:
         run = RunFolder(self.folder / f"run_{model}")
         metrics = []
         for step in range(STEPS):
+            if self.arguments.get("offload"):
+                policy.offload()
+                assert not any(buffer.grad_data.untyped_storage().size() for buffer in policy._wrapped[0].buffers)
             metrics.append(policy.train_step(step_sequences(step, sft), sft_loss if sft else policy_gradient_loss))
             if sft and step + 1 == SAVED_STEP:
+                if self.arguments.get("offload"):
+                    policy.offload()
                 save_checkpoint(run, policy, self.parallel, SAVED_STEP, 1, Path(self.arguments["models"][model]))
         if sft:
             self.exported(policy, f"{model}_trained")
