@@ -268,7 +268,8 @@ def _wrap(chunks: Sequence[PolicyModel], config: PolicyConfig, parallel: Paralle
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=parallel.device.type == "cuda",
-        # Overlapped with the next forward pass, it would come after the weight sync.
+        # Gathered in the next forward pass, new weights would reach neither a weight sync before it nor the output
+        # layer: Megatron waits for them in its `forward`, which `PolicyModel` never calls.
         overlap_param_gather=False,
     )
     wrapped = []
