@@ -35,8 +35,13 @@ def tokens() -> list[int]:
     return torch.randint(0, 500, (LENGTH,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
-@pytest.fixture(scope="module")
-def folder(models: dict[str, Path], tokens: list[int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[None, 2], ids=["", "interleaved"])
+def folder(
+    models: dict[str, Path],
+    tokens: list[int],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Path:
     """Of one job's results; the checkpoints it loads are cut for another layout than its own."""
     root = tmp_path_factory.mktemp("logits")
     checkpoints = {name: str(root / name) for name in models}
@@ -48,6 +53,7 @@ def folder(models: dict[str, Path], tokens: list[int], tmp_path_factory: pytest.
         "checkpoints": checkpoints,
         "tp": TP,
         "pp": PP,
+        "vpp": request.param,
         "tokens": tokens,
     }
     counts = run_job("logits.py", arguments, ranks=TP * PP, folder=root / "job")

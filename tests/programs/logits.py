@@ -1,6 +1,6 @@
 """A model's logits from Megatron in one layout.
 
-Arguments: `models` (folders by name), `tp`, `pp`, `ep`, `tokens` (ids), `checkpoints` (Megatron checkpoints by name).
+Arguments: `models` (folders by name), `tp`, `pp`, `vpp`, `tokens` (ids), `checkpoints` (Megatron checkpoints by name).
 Rank 0 of the last stage writes `NAME.safetensors`: `hf` from the folder's own weights, `megatron` from the checkpoint;
 every rank's export of the weights must be the folder's, bit for bit, and the main one counts its tensors.
 """
@@ -29,6 +29,7 @@ def compared(name: str, arguments: dict[str, Any], parallel: Parallel, folder: P
         cluster__gpus_per_node=parallel.world_size,
         policy__tensor_model_parallel_size=parallel.tp,
         policy__pipeline_model_parallel_size=parallel.pp,
+        policy__virtual_pipeline_model_parallel_size=arguments["vpp"],
     ).policy
     architecture = Architecture.of_folder(model_folder, config)
     chunks = build_model(config, architecture, parallel, temperature=1.0)
@@ -57,6 +58,7 @@ def main() -> None:
             cluster__gpus_per_node=arguments["tp"] * arguments["pp"],
             policy__tensor_model_parallel_size=arguments["tp"],
             policy__pipeline_model_parallel_size=arguments["pp"],
+            policy__virtual_pipeline_model_parallel_size=arguments["vpp"],
         )
     )
     counts = {name: compared(name, arguments, parallel, folder) for name in arguments["models"]}
