@@ -77,12 +77,14 @@ class Search:
         config = self.config if engine_tp is None else _with_engine(self.config, engine_tp)
         longest, budget = config.policy.max_total_sequence_length, config.policy.micro_batch_tokens
         budgets = [budget, *(other for other in (longest, 2 * longest) if not 2 / 3 < other / budget < 3 / 2)]
-        for tp, pp, cp, budget in product(_SIZES, _SIZES, _SIZES, budgets):
+        chunks = dict.fromkeys((None, config.policy.virtual_pipeline_model_parallel_size))
+        for tp, pp, vpp, cp, budget in product(_SIZES, _SIZES, chunks, _SIZES, budgets):
             for recompute in (False, True):
                 policy = replace(
                     config.policy,
                     tensor_model_parallel_size=tp,
                     pipeline_model_parallel_size=pp,
+                    virtual_pipeline_model_parallel_size=vpp,
                     context_parallel_size=cp,
                     sequence_parallel=tp > 1,
                     activation_checkpointing=recompute,
@@ -106,7 +108,7 @@ class Search:
         if self.shape.num_attention_heads % engine_tp or config.world_size % engine_tp:
             return False
         try:
-            Layout(tp, pp).check(self.shape)
+            Layout(tp, pp, vpp=policy.virtual_pipeline_model_parallel_size or 1).check(self.shape)
             check_config(config)
         except (ConversionError, InputError):
             return False
@@ -161,8 +163,8 @@ def _with_engine(config: TrainConfig, tp: int) -> TrainConfig:
 
 
 _SEARCHED = (
-    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size", "sequence_parallel"),
-    *("activation_checkpointing", "micro_batch_tokens"),
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
+    *("context_parallel_size", "sequence_parallel", "activation_checkpointing", "micro_batch_tokens"),
 )
 
 
@@ -170,7 +172,7 @@ def _differences(before: TrainConfig, after: TrainConfig) -> Iterator[str]:
     for key in _SEARCHED:
         value = getattr(after.policy, key)
         if value != getattr(before.policy, key):
-            yield f"policy.{key}={str(value).lower() if isinstance(value, bool) else value}"
+            yield f"policy.{key}={'null' if value is None else str(value).lower()}"
     if before.generation is not None and after.generation is not None:
         tp = after.generation.tensor_parallel_size
         if tp != before.generation.tensor_parallel_size:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from megatron_rl.config.schema import PolicyConfig
 from megatron_rl.plan.assumptions import Assumptions, assumption_lines
 from megatron_rl.plan.layouts import Candidate
 from megatron_rl.plan.memory import MEMORY_ASSUMPTIONS, EngineMemory, RankMemory, longest_micro_batch
@@ -76,10 +77,15 @@ def _headline(plan: "Plan") -> str:
     model_ranks = policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size * policy.context_parallel_size
     return (
         f"[bold]{config.name}[/]: {plan.parameters / 1e9:.2f}B parameters, TP {policy.tensor_model_parallel_size} x "
-        f"PP {policy.pipeline_model_parallel_size} x CP {policy.context_parallel_size} x "
+        f"PP {_stages(policy)} x CP {policy.context_parallel_size} x "
         f"DP {config.world_size // model_ranks} on {config.cluster.num_nodes} x {config.cluster.gpus_per_node} "
         f"{plan.gpu.name} with {plan.gpu.memory_gib} GiB each"
     )
+
+
+def _stages(policy: PolicyConfig) -> str:
+    vpp = policy.virtual_pipeline_model_parallel_size
+    return f"{policy.pipeline_model_parallel_size}" + (f" of {vpp} chunks" if vpp else "")
 
 
 def _memory_table(plan: "Plan") -> Table:
@@ -183,7 +189,7 @@ def _suggestion_table(plan: "Plan") -> Table:
             f"{max(rank.generation for rank in candidate.ranks):.1f}",
             f"{candidate.engine.full_sequences}" if candidate.engine is not None else "-",
             f"{policy.tensor_model_parallel_size}",
-            f"{policy.pipeline_model_parallel_size}",
+            _stages(policy),
             f"{policy.context_parallel_size}",
             f"{policy.micro_batch_tokens:,}",
             "yes" if policy.activation_checkpointing else "no",

@@ -48,6 +48,16 @@ def test_the_settings_make_the_layout_of_the_recipe(best: list[Candidate]) -> No
         assert "policy__pipeline_model_parallel_size" in changes
 
 
+def test_interleaving_is_kept_or_left_out() -> None:
+    interleaved = {"policy__pipeline_model_parallel_size": 8, "policy__virtual_pipeline_model_parallel_size": 3}
+    found = search(config(**interleaved), 1000)
+    assert {candidate.config.policy.virtual_pipeline_model_parallel_size for candidate in found} == {None, 3}
+    for candidate in found[:20]:
+        changes = dict(setting.replace(".", "__").split("=") for setting in candidate.settings)
+        given = {key: None if value == "null" else value for key, value in changes.items()}
+        assert config(**interleaved | given) == candidate.config
+
+
 def test_recomputation_is_suggested_only_where_it_does_not_fit_without(best: list[Candidate]) -> None:
     by_recompute = {candidate.config.policy.activation_checkpointing for candidate in best}
     assert by_recompute == {False, True}
