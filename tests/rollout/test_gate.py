@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(model: Path, data: Path, folder: Path, case: str, ranks: int = 1, **arguments: Any) -> Any:
     settings = SETTINGS | {"cluster__gpus_per_node": ranks} | arguments.pop("settings", {})
     given = {"model": str(model), "data": str(data), "case": case, "settings": settings, **arguments}
-    return run_job("gate.py", given, ranks, folder)
+    return run_job("gate.py", given, ranks, folder, seconds=900)
 
 
 # One batch at a time ---------------------------------------------------------------------------------------------
