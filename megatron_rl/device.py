@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import psutil
@@ -143,6 +144,7 @@ def _is_cuda(device: object) -> bool:
     )
 
 
+@cache
 def _name_cpu_cuda() -> None:
     """Make `torch.cuda`'s device and random-state calls mean the CPU, for this process."""
     replacements: dict[str, Callable[..., Any]] = {
