@@ -19,8 +19,9 @@ from megatron_rl.config.schema import Algorithm, TrainConfig
 from megatron_rl.errors import Preempted
 from megatron_rl.grpo import grpo_step
 from megatron_rl.model_card import model_card
-from megatron_rl.parallel import stop_if_preempted
+from megatron_rl.parallel import any_rank, stop_if_preempted
 from megatron_rl.policy.batch import TrainSequence
+from megatron_rl.preemption import is_requested
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.stage import Stage, open_stage
 from megatron_rl.summary import write_stage_summary
@@ -97,7 +98,8 @@ def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
     validates = bool(stage.validation_sets) and (
         (last and config.validation.at_end) or (period > 0 and step % period == 0)
     )
-    generates_next = config.algorithm is Algorithm.GRPO and not last
+    # Told to stop, there is nothing to sync for; SIGTERM may have ended the engines, too.
+    generates_next = config.algorithm is Algorithm.GRPO and not last and not any_rank(is_requested())
     if stage.rollout is not None and (validates or generates_next):
         with stage.phase("weight_sync"):
             sync(stage, stage.rollout, step)

@@ -197,6 +197,7 @@ def test_a_resumed_run_counts_what_was_skipped_before(resumed: Run) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_200_steps_without_a_false_alarm(model_folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
     settings = {
         "grpo__max_num_steps": 200,
