@@ -79,9 +79,9 @@ def test_code_costs_no_more_than_10_points_of_math(stages: dict[str, dict[str, A
 
 def test_the_stages_ran_in_the_layouts_they_promise(stages: dict[str, dict[str, Any]]) -> None:
     assert [stages[name]["layout"] for name in STAGES] == [
-        {"tp": 1, "pp": 1, "cp": 1, "dp": 2},
-        {"tp": 2, "pp": 1, "cp": 1, "dp": 1},
-        {"tp": 1, "pp": 2, "cp": 1, "dp": 1},
+        {"tp": 1, "pp": 1, "vpp": 1, "cp": 1, "dp": 2},
+        {"tp": 2, "pp": 1, "vpp": 1, "cp": 1, "dp": 1},
+        {"tp": 1, "pp": 2, "vpp": 1, "cp": 1, "dp": 1},
     ]
 
 

@@ -12,7 +12,7 @@ from zmq import ZMQError
 
 from megatron_rl.errors import EngineDied
 
-_PERIOD_SECONDS = 0.2
+_PERIOD_SECONDS, _LAST_WORDS_SECONDS = 0.2, 5.0
 
 
 class EngineWatch:
@@ -30,6 +30,7 @@ class EngineWatch:
         manager = client.resources.engine_manager
         assert manager is not None
         self._processes = manager.processes  # type: ignore[union-attr]
+        self._sentinels = [process.sentinel for process in self._processes]
         self._expires: float | None = None
         self._stalled = False
         Thread(target=self._run, name=f"watch of {name}", daemon=True).start()
@@ -49,7 +50,10 @@ class EngineWatch:
         self._expires = time.monotonic() + self._stall_seconds
         try:
             yield
-        except (EngineDeadError, ZMQError) as error:
+        except Exception as error:
+            # An engine that has lost a worker still answers, with some error, before it ends itself.
+            if not isinstance(error, EngineDeadError | ZMQError) and not wait(self._sentinels, _LAST_WORDS_SECONDS):
+                raise
             reason = f"gave no sign for {self._stall_seconds:.0f} s" if self._stalled else "has ended"
             raise EngineDied(f"vLLM {self._name} {reason} in {phase}") from error
         finally:
@@ -62,8 +66,7 @@ class EngineWatch:
                 process.kill()
 
     def _run(self) -> None:
-        sentinels = [process.sentinel for process in self._processes]
-        while not wait(sentinels, timeout=_PERIOD_SECONDS):
+        while not wait(self._sentinels, _PERIOD_SECONDS):
             expires = self._expires
             if expires is not None and time.monotonic() > expires:
                 self._stalled = True
