@@ -47,7 +47,7 @@ def launch(
     model = model_folders["tied" if request.param == "pp2" else "untied"]
     folder = tmp_path_factory.mktemp(f"rollout_{request.param}")
     with started_job("rollout.py", {"model": str(model), **settings}, ranks=2, folder=folder) as job:
-        result = job.wait_for_result(240)
+        result = job.wait_for_result(600)
         # Rank 0's own: when it is killed, rank 1 and its engine are for the launcher to end.
         watched = result["processes"][0] if settings["hang"] else [pid for rank in result["processes"] for pid in rank]
         if settings["hang"]:
