@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_run_whose_engines_die_has_the_metrics_of_one_left_alone() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "healing.py"), "--events", "4", "--steps", "40"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=1500)
