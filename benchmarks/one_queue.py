@@ -2,41 +2,39 @@
 
     python benchmarks/one_queue.py [--repeats 5]
 
-Two vLLM engines of one core each and a tiny model; 64 prompts of 8 samples. Lengths are log-normal, spread between the
-prompts and within each group, cut at 8 times their mean (forced, since so small a model has no lengths of its own). In
-turns, the same samples by
+Two vLLM engines of one core each and a tiny model; 128 prompts of 8 samples, as in the paper. Lengths are log-normal,
+spread between the prompts and within each group, cut at 8 times their mean (forced, since so small a model has no
+lengths of its own). In turns, the same samples by
 
     split        every engine is given half of the prompts at the start
     queue        one queue, in the order of the prompts
     longest      one queue, the prompts first whose responses were the longest in an earlier epoch (another draw)
 
-The bound is the shortest time that any schedule can take: as many tokens in as many samples of one length, so that no
-engine ever waits, or the longest sample from beginning to end, whichever is longer; both are measured in the same run.
-An engine is idle from its last sample's end to the end of the round. The last line on standard output is JSON.
+A step of an engine makes at most one token of each of the 16 samples that it holds. So no schedule ends before the
+longest sample alone would, or before both engines, full in every step, have made all tokens: that many steps are the
+bound, and the steps of the engine that ends last are compared with it. Seconds are told beside. An engine is idle from
+its last sample's end to the end of the round. The last line on standard output is JSON.
 """
 
 import argparse
 import json
 import math
-import os
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from job import ROOT, run_ranks
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-PROMPTS, GROUP, SLOTS, ENGINES = 64, 8, 16, 2
+PROMPTS, GROUP, SLOTS, ENGINES = 128, 8, 16, 2
 MEAN_LENGTH, TAIL = 60, 8
 BETWEEN_PROMPTS, WITHIN_GROUP = 0.8, 0.6
 MAX_OF_BOUND = 1.10
@@ -61,10 +59,11 @@ def draw_lengths(seed: str) -> tuple[Lengths, list[float]]:
 
 @dataclass
 class Timing:
-    """Seconds of a round, and of this rank's engine until its last sample."""
+    """Of a round: its seconds, those of each engine until its last sample, and the steps of each."""
 
-    round: float
-    engine: float
+    seconds: float
+    engine_seconds: list[float]
+    engine_steps: list[int]
 
 
 class Rank:
@@ -98,6 +97,14 @@ class Rank:
             add(identifier, prompt, parameters)
 
         llm.add_request = add_with_length
+        self.steps = 0
+        step = llm.step
+
+        def counted_step() -> Any:
+            self.steps += 1
+            return step()
+
+        llm.step = counted_step
 
     def round(self, lengths: Lengths, hand: int, expected: Sequence[float] = ()) -> Timing:
         """Generate samples of these lengths; `hand`: how many an engine may hold."""
@@ -116,34 +123,30 @@ class Rank:
             ends.append(time.monotonic() - begin)
 
         dist.barrier()
-        begin = time.monotonic()
+        self.steps, begin = 0, time.monotonic()
         sampling = Sampling(1.0, 1.0, -1, TAIL * MEAN_LENGTH)
         self.rollout.generate(prompts, len(lengths[0]), sampling, "1", on_sample, expected_lengths=expected)
-        everyone = [0.0] * self.parallel.world_size
-        dist.all_gather_object(everyone, max(ends))
-        return Timing(max(everyone), max(ends))
+        everyone = [(0.0, 0)] * self.parallel.world_size
+        dist.all_gather_object(everyone, (max(ends), self.steps))
+        seconds, steps = zip(*everyone, strict=True)
+        return Timing(max(seconds), list(seconds), list(steps))
 
 
 def rank_program(folder: Path, repeats: int) -> None:
     import torch.distributed as dist
 
     rank = Rank(folder)
-    found: dict[str, list[list[float]]] = {}
-    steps = TAIL * MEAN_LENGTH
+    found: dict[str, list[dict[str, Any]]] = {}
     for repeat in range(repeats + 1):
         lengths, expected = draw_lengths(f"repeat {repeat}")
         rounds = {
-            "even": rank.round([[MEAN_LENGTH] * GROUP] * PROMPTS, SLOTS),
-            "alone": rank.round([[steps]], 1),
             "split": rank.round(lengths, 10**6),
             "queue": rank.round(lengths, SLOTS),
             "longest": rank.round(lengths, SLOTS, expected),
         }
         for name, timing in rounds.items():
-            engines = [0.0] * ENGINES
-            dist.all_gather_object(engines, timing.engine)
             if repeat:  # the first round warms up
-                found.setdefault(name, []).append([timing.round, *engines])
+                found.setdefault(name, []).append(asdict(timing))
     if rank.parallel.is_main:
         print(json.dumps(found))
     rank.rollout.close()
@@ -151,54 +154,31 @@ def rank_program(folder: Path, repeats: int) -> None:
     dist.destroy_process_group()
 
 
-def measure(repeats: int) -> dict[str, list[list[float]]]:
+def measure(repeats: int) -> dict[str, list[dict[str, Any]]]:
     sys.path.insert(0, str(ROOT / "tests"))
     from tiny import make_model_folder
 
-    with tempfile.TemporaryDirectory() as scratch, socket.socket() as free:
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         make_model_folder(folder, tied=False, max_position_embeddings=1024)
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        common = {"WORLD_SIZE": str(ENGINES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        common |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "VLLM_LOGGING_LEVEL": "ERROR"}
-        command = [sys.executable, __file__, "--repeats", str(repeats), "--folder", str(folder)]
-        ranks = [
-            subprocess.Popen(
-                command,
-                env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-            )
-            for rank in range(ENGINES)
-        ]
-        try:
-            output, _ = ranks[0].communicate(timeout=_SECONDS)
-            if any(rank.wait(60) for rank in ranks):
-                raise SystemExit("a rank failed; what it said is above")
-        finally:
-            for rank in ranks:
-                rank.kill()
-    found: dict[str, list[list[float]]] = json.loads(output.decode().strip().splitlines()[-1])
+        arguments = ["--repeats", str(repeats), "--folder", str(folder)]
+        found: dict[str, list[dict[str, Any]]] = run_ranks(Path(__file__), arguments, ENGINES, _SECONDS)
     return found
 
 
-def summary(found: dict[str, list[list[float]]]) -> dict[str, Any]:
+def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians over the repeats; the bound is each repeat's own."""
-    steps = TAIL * MEAN_LENGTH
     bounds = []
-    for repeat, (even, alone) in enumerate(zip(found["even"], found["alone"], strict=True), 1):
-        lengths, _ = draw_lengths(f"repeat {repeat}")
-        flat = [length for group in lengths for length in group]
-        all_tokens = sum(flat) / (PROMPTS * GROUP * MEAN_LENGTH) * even[0]
-        bounds.append(max(all_tokens, max(flat) * alone[0] / steps))
-    result: dict[str, Any] = {"bound_seconds": round(statistics.median(bounds), 2)}
-    for name in ("split", "queue", "longest"):
-        rounds = found[name]
-        idle = [sum(row[0] - engine for engine in row[1:]) / (ENGINES * row[0]) for row in rounds]
-        of_bound = [row[0] / bound for row, bound in zip(rounds, bounds, strict=True)]
+    for repeat in range(1, len(found["queue"]) + 1):
+        flat = [length for group in draw_lengths(f"repeat {repeat}")[0] for length in group]
+        bounds.append(max(math.ceil(sum(flat) / (SLOTS * ENGINES)), *flat))
+    result: dict[str, Any] = {"bound_steps": statistics.median(bounds)}
+    for name, rounds in found.items():
+        idle = [1 - statistics.fmean(row["engine_seconds"]) / row["seconds"] for row in rounds]
+        of_bound = [max(row["engine_steps"]) / bound for row, bound in zip(rounds, bounds, strict=True)]
         result[name] = {
-            "seconds": round(statistics.median(row[0] for row in rounds), 2),
+            "seconds": round(statistics.median(row["seconds"] for row in rounds), 2),
+            "steps": statistics.median(max(row["engine_steps"]) for row in rounds),
             "of_bound": round(statistics.median(of_bound), 3),
             "idle_share": round(statistics.median(idle), 3),
         }
@@ -216,9 +196,9 @@ def main() -> None:
     console = Console(stderr=True)
     with console.status("two ranks, two engines, a few minutes"):
         result = summary(measure(arguments.repeats))
-    table = Table("", "seconds", "of the bound", "engines idle")
+    table = Table("", "seconds", "steps", "of the bound", "engines idle")
     for name in ("split", "queue", "longest"):
-        table.add_row(name, *(str(result[name][key]) for key in ("seconds", "of_bound", "idle_share")))
+        table.add_row(name, *(str(result[name][key]) for key in ("seconds", "steps", "of_bound", "idle_share")))
     console.print(table)
     targets = {
         f"longest first: at most {MAX_OF_BOUND} times the bound": result["longest"]["of_bound"] <= MAX_OF_BOUND,

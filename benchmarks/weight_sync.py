@@ -16,22 +16,18 @@ output is JSON.
 
 import argparse
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import convert
+from job import ROOT, run_ranks
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = convert.CONFIG | {"bos_token_id": 1, "eos_token_id": 1}  # of the tokenizer made here
 SIZES = {
     "1.5b": convert.SIZES["1.5b"],
@@ -60,32 +56,9 @@ def measure(size: str, bucket_mib: int, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         make_folder(folder, size)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ranks = []
-        for rank in range(2):
-            environment = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "PYTHONPATH": str(ROOT),
-                "VLLM_LOGGING_LEVEL": "ERROR",
-            }
-            command = [sys.executable, str(ROOT / "benchmarks" / "weight_sync_rank.py"), str(folder)]
-            ranks.append(
-                subprocess.Popen([*command, str(bucket_mib), str(repeats)], env=environment, stdout=subprocess.PIPE)
-            )
-        try:
-            output, _ = ranks[0].communicate(timeout=_SECONDS)
-            if any(rank.wait(60) for rank in ranks):
-                raise SystemExit("a rank failed; what it said is above")
-        finally:
-            for rank in ranks:
-                rank.kill()
-    return json.loads(output.decode().strip().splitlines()[-1])
+        program = ROOT / "benchmarks" / "weight_sync_rank.py"
+        found: dict[str, Any] = run_ranks(program, [str(folder), str(bucket_mib), str(repeats)], 2, _SECONDS)
+    return found
 
 
 def summary(found: dict[str, Any], bucket_mib: int) -> dict[str, float]:

@@ -5,7 +5,6 @@ RANK=0 WORLD_SIZE=2 ... python benchmarks/weight_sync_rank.py FOLDER BUCKET_MIB 
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -114,18 +113,17 @@ class Bench:
 
     def files(self, _: int) -> None:
         """By way of safetensors files in memory."""
-        folder = Path(tempfile.mkdtemp(dir=_SHARED_MEMORY)) if self.engine is not None else None
-        writer = None
-        if folder is not None:
-            copy_other_files(self.folder, folder)
-            writer = HFWriter(folder, self.export.plan())
-        for name, tensor in self.export:
-            if writer is not None:
-                writer.write(name, tensor)
-        if writer is not None and self.engine is not None and folder is not None:
-            writer.finish()
-            self.engine._llm.collective_rpc(load_files, args=(str(folder),))
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(dir=_SHARED_MEMORY) as scratch:
+            folder = Path(scratch)
+            if self.engine is not None:
+                copy_other_files(self.folder, folder)
+                writer = HFWriter(folder, self.export.plan())
+            for name, tensor in self.export:
+                if self.engine is not None:
+                    writer.write(name, tensor)
+            if self.engine is not None:
+                writer.finish()
+                self.engine._llm.collective_rpc(load_files, args=(str(folder),))
 
     def reset_peaks(self) -> list[int]:
         """What the processes of this rank hold now; their peaks count from here."""

@@ -10,13 +10,12 @@ def register() -> None:
     """Make the `shm` weight-transfer backend known to vLLM; may be called more than once."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-    module = "megatron_rl.rollout.shm_transfer"
-    for factory, name in (
-        (WeightTransferEngineFactory, "ShmReceiver"),
-        (WeightTransferTrainerFactory, "ShmSender"),
+    for factory, module, name in (
+        (WeightTransferEngineFactory, "shm_receiver", "ShmReceiver"),
+        (WeightTransferTrainerFactory, "shm_sender", "ShmSender"),
     ):
         if "shm" not in factory._registry:
-            factory.register_engine("shm", module, name)
+            factory.register_engine("shm", f"megatron_rl.rollout.{module}", name)
     if ENGINE_VARIABLE in os.environ:
         from megatron_rl.processes import die_with_parent
 

@@ -15,7 +15,7 @@ from converters.model import HFExport
 from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
 from megatron_rl.rollout.checksums import piece_checksum
-from megatron_rl.rollout.shm_transfer import ShmTrainerInitInfo
+from megatron_rl.rollout.shm_sender import ShmTrainerInitInfo
 from megatron_rl.rollout.vllm_plugin import register
 
 

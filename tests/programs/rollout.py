@@ -1,10 +1,12 @@
 """Megatron and a real vLLM engine: three rounds of sync, generate, score and train.
 
-Arguments: `model` (a folder), `tp`, `pp`, `engines`, `damage` (a bit of the last sync's weights), `hang` (stay after
-the result, to be killed). Rank 0's result
+Arguments: `model` (a folder), `tp`, `pp`, `engines`, `fault` in one more sync (`bit`: one bit of the weights changes on
+its way; `kill`: the last engine's processes are killed), `hang` (stay after the result, to be killed). Rank 0's result
 holds what `test_rollout.py` compares; the weights of the last sync go to `exported/`.
 """
 
+import os
+import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -108,7 +110,8 @@ def main() -> None:
         copy_other_files(model, folder / "exported")
         save_file(whole, folder / "exported" / "model.safetensors", metadata={"format": "pt"})
     fp8 = fp8_differences(QuantisedSource(export), whole)
-    damage = damaged_sync(rollout) if arguments["damage"] else ""
+    damage = damaged_sync(rollout) if arguments["fault"] == "bit" else ""
+    healing = sync_with_a_death(rollout, parallel) if arguments["fault"] == "kill" else {}
     children: list[list[int]] = [[]] * parallel.world_size
     dist.all_gather_object(children, [child.pid for child in psutil.Process().children(recursive=True)])
     if parallel.is_main:
@@ -123,6 +126,7 @@ def main() -> None:
                 "buckets": sent,
                 "fp8": fp8,
                 "damage": damage,
+                "healing": healing,
             },
         )
     while arguments["hang"]:
@@ -165,6 +169,32 @@ def damaged_sync(rollout: Rollout) -> str:
         any_rank(False)  # which the other ranks wait for; in a run this one would end, and the launcher them
         return str(error)
     return ""
+
+
+def sync_with_a_death(rollout: Rollout, parallel: Parallel) -> dict[str, Any]:
+    """The last sync again, in the middle of which the last engine is killed; what all engines then generate."""
+    engine, sender = rollout._engine, rollout._sender
+    if engine is not None and parallel.rank == parallel.world_size - 1:
+        send, processes = engine.update_weights, psutil.Process().children(recursive=True)
+
+        def send_and_kill(update: dict[str, Any]) -> None:
+            if update["bucket"] == len(sender._buckets) // 2:
+                engine.update_weights = send  # type: ignore[method-assign]
+                for process in processes:
+                    if process.name().startswith("VLLM"):
+                        os.kill(process.pid, signal.SIGKILL)
+            send(update)
+
+        engine.update_weights = send_and_kill  # type: ignore[assignment, method-assign]
+    rollout.sync(ROUNDS + 1)
+    greedy = generated(rollout, parallel, "greedy", 0.0, 1)
+    restarts: list[int] = [0] * parallel.world_size
+    dist.all_gather_object(restarts, rollout.take_recoveries()[0])
+    return {
+        "restarts": restarts,
+        "greedy": [sample.tokens for sample in greedy],
+        "version": sorted({sample.policy_version for sample in greedy}),
+    }
 
 
 def _connect_with_small_buckets(*args: Any, connect: Any, sent: list[int]) -> Any:

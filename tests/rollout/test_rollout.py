@@ -19,9 +19,9 @@ from ranks import started_job
 from transformers import AutoModelForCausalLM
 
 LAUNCHES = {
-    "tp2": {"tp": 2, "pp": 1, "engines": 1, "damage": True, "hang": False},
-    "dp2": {"tp": 1, "pp": 1, "engines": 2, "damage": False, "hang": False},
-    "pp2": {"tp": 1, "pp": 2, "engines": 2, "damage": False, "hang": True},
+    "tp2": {"tp": 2, "pp": 1, "engines": 1, "fault": "bit", "hang": False},
+    "dp2": {"tp": 1, "pp": 1, "engines": 2, "fault": "kill", "hang": False},
+    "pp2": {"tp": 1, "pp": 2, "engines": 2, "fault": "", "hang": True},
 }
 ROUNDS = range(3)
 MAX_NEW_TOKENS, TOLERANCE = 24, 1e-4
@@ -153,6 +153,16 @@ def test_a_bit_that_changes_on_the_way_is_named(launch: Launch) -> None:
         assert re.search(r"lm_head.weight has the checksum [0-9a-f-]+ in the engine", launch.result["damage"])
     else:
         assert not launch.folder.name.startswith("rollout_tp2")
+
+
+def test_an_engine_that_dies_in_a_sync_is_replaced_and_has_the_weights(launch: Launch) -> None:
+    healing = launch.result["healing"]
+    if launch.folder.name.startswith("rollout_dp2"):
+        assert healing["restarts"] == [0, 1]
+        assert healing["greedy"] == launch.result["greedy"]
+        assert healing["version"] == [len(ROUNDS) + 1]
+    else:
+        assert healing == {}
 
 
 def test_no_engine_process_outlives_its_rank(launch: Launch) -> None:

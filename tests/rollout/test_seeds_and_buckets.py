@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from vllm.distributed.weight_transfer.base import ParamMeta
 
 from megatron_rl.rollout.checksums import checksum, piece_checksum
 from megatron_rl.rollout.rollout import _requests
-from megatron_rl.rollout.shm_transfer import Bucket, Entry, _view, plan_buckets
+from megatron_rl.rollout.shm_buffer import Bucket, Entry, plan_buckets, view
+from megatron_rl.rollout.shm_receiver import is_whole
 
 ALIGNMENT = 64
 metadata = st.lists(
@@ -93,10 +95,10 @@ def test_what_is_written_through_views_is_read_through_views(units: list[list[Pa
         sent = []
         for number, entry in enumerate(bucket.entries):
             tensor = torch.full(entry[2], number + 1, dtype=torch.float32).to(getattr(torch, entry[1]))
-            _view(buffer, entry).copy_(tensor)
+            view(buffer, entry).copy_(tensor)
             sent.append(tensor)
         for tensor, entry in zip(sent, bucket.entries, strict=True):
-            received = _view(buffer, entry)
+            received = view(buffer, entry)
             assert torch.equal(received.flatten().view(torch.uint8), tensor.flatten().view(torch.uint8))
 
 
@@ -146,3 +148,32 @@ def test_requests_carry_prompt_and_place_in_the_group() -> None:
     requests = _requests(7, [5, 6], 3, "seed")
     assert [(r.prompt_index, r.sample_index, r.prompt_tokens) for r in requests] == [(7, i, (5, 6)) for i in range(3)]
     assert all(0 <= request.seed < 2**31 for request in requests)
+
+
+MEMORY = torch.arange(96, dtype=torch.float32)
+
+
+def piece(shard: str | int | None, first: int, rows: int, columns: int = 4) -> dict[str, object]:
+    """Rows in memory, as an engine's loader is given them."""
+    tensor = MEMORY[first : first + rows * columns].view(rows, columns)
+    return {"loaded_weight": tensor} | ({} if shard is None else {"loaded_shard_id": shard})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([piece(None, 8, 8)], True),
+        ([piece("q", 8, 4), piece("k", 24, 2), piece("v", 32, 2)], True),
+        ([piece(0, 0, 4), piece(1, 16, 4)], True),
+        ([piece(0, 0, 4), piece(1, 20, 4)], False),  # a gap between
+        ([piece(1, 0, 4), piece(0, 16, 4)], False),  # not in this order
+        ([piece("k", 0, 4), piece("q", 16, 2), piece("v", 24, 2)], False),
+        ([piece(None, 0, 16)], False),  # an engine's worker at TP=2 has half of the rows
+        ([piece(None, 0, 8, 8)], False),  # or of the columns
+        ([piece(None, 0, 4, 8)], False),  # another shape
+        ([piece(None, 0, 4)], False),  # the rest pads a vocabulary
+    ],
+)
+def test_only_what_lies_there_as_the_parameter_is_taken_for_it(pieces: list[dict[str, object]], expected: bool) -> None:
+    assert is_whole(torch.empty(8, 4), pieces) is expected
+    assert not is_whole(torch.empty(8, 4, dtype=torch.bfloat16), pieces)
