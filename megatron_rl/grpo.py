@@ -25,7 +25,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     """Generate, verify, and update; the step's metrics.
 
     Raises:
-        RunStopped: engine and policy disagree, or verification is broken.
+        RunStopped: samples are not of the policy that is trained, or verification is broken.
     """
     config, generation = stage.config.grpo, stage.config.generation
     assert config is not None
@@ -50,6 +50,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     stage.lengths |= mean_lengths(indices, experience)
     stage.end_phase("generation", experience.generation_seconds)
     stage.end_phase("verification_wait", experience.verification_wait_seconds)
+    _check_versions(experience, step)
     _check_infra_errors(experience, config, step)
     scored = [sample for sample in experience.samples if sample.result.verdict is not Verdict.INFRA_ERROR]
     advantages = sample_advantages(scored)
@@ -178,6 +179,18 @@ def experience_metrics(experience: Experience, advantages: Sequence[float]) -> d
         "timing/engine_recovery": experience.engine_recovery_seconds,  # a part of the other timings
         "performance/tokens": float(sum(lengths)),
     }
+
+
+def _check_versions(experience: Experience, step: int) -> None:
+    """Weights that are behind by one small update pass the gate by their log-probs: their version does not."""
+    off_policy = [s.sample for s in experience.samples if s.sample.policy_version != step]
+    if off_policy:
+        raise RunStopped(
+            f"step {step + 1}: {len(off_policy)} of {len(experience.samples)} samples are of policy version "
+            f"{off_policy[0].policy_version} and not of version {step}, which is trained (the first: prompt "
+            f"{off_policy[0].request.prompt_index}, sample {off_policy[0].request.sample_index}): an engine missed a "
+            "weight sync. Nothing of the batch was trained on; start the same command again, and report it"
+        )
 
 
 def _check_infra_errors(experience: Experience, config: GRPOConfig, step: int) -> None:

@@ -74,17 +74,27 @@ def try_gate(config: TrainConfig) -> dict[str, Any]:
         assert stage.rollout is not None
         stage.rollout.sync(0)
         result: dict[str, Any] = {"healthy": megatron_rl.grpo.grpo_step(stage, 0)}
-        result["stale"] = refused(stage, 1)  # a large update, of which the engine has not heard
-        stage.rollout.sync(1)
+        result["behind"] = refused(stage, 1)  # a large update, of which the engine has not heard
+        claim_version(stage.rollout, 1)
+        result["stale"] = refused(stage, 1)
+        stage.rollout.sync(2)
         multiply_by_noise((weight.data for weight in stage.policy.chunks[0].parameters()), 0.01)
         stage.policy.optimizer.reload_model_params()
         result["perturbed"] = refused(stage, 2)
-        stage.rollout.sync(2)
+        stage.rollout.sync(3)
         result["synced_again"] = megatron_rl.grpo.grpo_step(stage, 3)
+        claim_version(stage.rollout, 4)
         next(stage.policy.chunks[0].parameters()).data.view(-1)[0] = torch.nan
         result["nan"] = refused(stage, 4)
         result["update_after_refusal"] = update_after_refusal(stage)
     return result
+
+
+def claim_version(rollout: Rollout, version: int) -> None:
+    """The engine says that it has weights of which it has not heard."""
+    assert rollout._engine is not None
+    rollout._engine.version = version
+    rollout._engine._set_version()
 
 
 def refused(stage: Stage, step: int) -> dict[str, Any]:

@@ -70,14 +70,20 @@ def test_a_batch_of_the_engines_own_policy_is_trained_on(gate: dict[str, Any], n
     assert gate[name]["train/grad_norm"] > 0
 
 
-@pytest.mark.parametrize("name", ["stale", "perturbed", "nan"])
+@pytest.mark.parametrize("name", ["behind", "stale", "perturbed", "nan"])
 def test_a_batch_of_another_policy_changes_not_one_bit(gate: dict[str, Any], name: str) -> None:
-    """Stale: one update behind. Perturbed: every weight off by 1%."""
+    """Behind: by one update. Stale: that too, with the right version. Perturbed: every weight off by 1%."""
     assert gate[name]["message"]
     assert gate[name]["unchanged"]
 
 
-@pytest.mark.parametrize(("name", "step", "versions"), [("stale", 2, "0"), ("perturbed", 3, "1"), ("nan", 5, "2")])
+def test_an_engine_that_missed_a_sync_is_named_by_its_version(gate: dict[str, Any]) -> None:
+    message = gate["behind"]["message"]
+    assert message.startswith("step 2: 16 of 16 samples are of policy version 0 and not of version 1, which is trained")
+    assert "prompt 0, sample 0" in message
+
+
+@pytest.mark.parametrize(("name", "step", "versions"), [("stale", 2, "1"), ("perturbed", 3, "2"), ("nan", 5, "4")])
 def test_the_message_tells_the_error_and_the_worst_tokens(
     gate: dict[str, Any], gate_folder: Path, name: str, step: int, versions: str
 ) -> None:
