@@ -1,7 +1,8 @@
 """Checkpoints: Megatron `torch_dist` weights and optimizer, reshardable over TP, PP and DP.
 
 A checkpoint is written under a temporary name, its manifest last, then renamed: a folder `step_N` without a manifest
-does not exist. Nothing random is kept: dropout is off, and data order and sampling seeds follow from (seed, step).
+does not exist. Nothing random is kept: dropout is off, sampling seeds follow from (seed, step), and the order of the
+problems from the seed and from the run's history, which is kept.
 """
 
 import json
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
@@ -21,7 +23,7 @@ from megatron_rl.parallel import Parallel
 from megatron_rl.policy.policy import Policy
 from megatron_rl.run_folder import RunFolder, write_json
 
-_LENGTHS = "lengths.json"
+_HISTORY = "history.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class Manifest:
     """What a checkpoint holds.
 
     Attributes:
-        step: steps made, those of skipped batches included; also the position in the data.
-        seed: of the run; with `step` it gives the data order and all sampling seeds.
+        step: steps made, those of skipped batches included.
+        seed: of the run; with `step` it gives all sampling seeds.
         layout: the parallel layout that wrote it, for people: any other can read it.
     """
 
@@ -47,14 +49,14 @@ def save_checkpoint(
     seed: int,
     model: Path,
     card: str = "",
-    lengths: Mapping[int, float] = {},
+    history: Mapping[str, Any] = {},
 ) -> None:
     """Write `checkpoints/step_N`; called by all ranks together.
 
     With it go config and tokenizer of the folder `model`, and `card` as README.md: it can be converted by itself.
 
     Args:
-        lengths: mean length of the last responses to each problem, by its index.
+        history: what `load_history` is to give back; JSON.
     """
     final = run.checkpoint(step)
     temporary = final.with_name(f".{final.name}.tmp")
@@ -68,7 +70,7 @@ def save_checkpoint(
         (temporary / HF_FILES).mkdir()
         copy_other_files(model, temporary / HF_FILES)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        write_json(temporary / _LENGTHS, {str(index): length for index, length in lengths.items()})
+        write_json(temporary / _HISTORY, dict(history))
         manifest = Manifest(step, seed, parallel.layout)
         write_json(temporary / MANIFEST, asdict(manifest))
         shutil.rmtree(final, ignore_errors=True)
@@ -94,11 +96,11 @@ def resume(run: RunFolder, policy: Policy, updates_per_step: int = 1) -> int:
     return step
 
 
-def load_lengths(checkpoint: Path) -> dict[int, float]:
-    """The lengths of responses that were saved with a checkpoint; none with one of an older version."""
-    path = checkpoint / _LENGTHS
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {int(index): length for index, length in found.items()}
+def load_history(checkpoint: Path) -> dict[str, Any]:
+    """The history that was saved with a checkpoint; nothing with one of an older version."""
+    path = checkpoint / _HISTORY
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def load_weights(checkpoint: Path, policy: Policy) -> None:

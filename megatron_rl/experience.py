@@ -1,9 +1,10 @@
 """Generate and score: every sample goes to a verifier the moment it ends, while the others still generate."""
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -60,6 +61,22 @@ class Experience:
     verification_wait_seconds: float
     engine_restarts: int
     engine_recovery_seconds: float
+
+    @classmethod
+    def joined(cls, parts: Sequence["Experience"], prompts_per_part: int) -> "Experience":
+        """Of several batches of a step as of one; the prompts of each follow on those of the one before."""
+        return cls(
+            samples=[
+                replace(scored, sample=replace(scored.sample, request=scored.sample.request.moved(number)))
+                for number, part in zip(itertools.count(0, prompts_per_part), parts, strict=False)
+                for scored in part.samples
+            ],
+            pools=[pool for part in parts for pool in part.pools],
+            generation_seconds=sum(part.generation_seconds for part in parts),
+            verification_wait_seconds=sum(part.verification_wait_seconds for part in parts),
+            engine_restarts=sum(part.engine_restarts for part in parts),
+            engine_recovery_seconds=sum(part.engine_recovery_seconds for part in parts),
+        )
 
 
 class ExperienceMaker:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from megatron_rl.algorithms.advantages import group_advantages
 from megatron_rl.algorithms.losses import policy_gradient_loss
 from megatron_rl.config.schema import GenerationConfig, GRPOConfig
 from megatron_rl.errors import RunStopped
@@ -16,6 +15,14 @@ from megatron_rl.policy.batch import TrainSequence
 from megatron_rl.policy.policy import Policy, StepCheck
 from megatron_rl.rollout.samples import Sampling
 from megatron_rl.stage import Stage
+from megatron_rl.training_batch import (
+    loss_settings,
+    mean_by_problem,
+    prompts_with_spread,
+    sample_advantages,
+    sample_rewards,
+    to_sequences,
+)
 from megatron_rl.validate import sample_record
 from verifiers.metrics import percentile
 from verifiers.verdict import Verdict
@@ -30,54 +37,94 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     config, generation = stage.config.grpo, stage.config.generation
     assert config is not None
     assert generation is not None
-    assert stage.experience is not None
     assert stage.rollout is not None
-    indices = stage.batch(step, config.num_prompts_per_step)
-    prompt_set = stage.train_set.take(indices)
-    temperature = temperature_of(generation, stage.epoch(step, config.num_prompts_per_step))
+    temperature = temperature_of(generation, stage.stream.next_epoch)
     stage.policy.temperature = temperature
     sampling = Sampling(temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
-    experience = stage.experience.collect(
-        prompt_set.problems,
-        prompt_set.prompts,
-        config.num_generations_per_prompt,
-        sampling,
-        seed=f"{stage.config.seed}/{step}",
-        on_progress=stage.show,
-        may_stop=True,
-        expected_lengths=stage.expected_lengths(indices),
-    )
-    stage.lengths |= mean_lengths(indices, experience)
-    stage.end_phase("generation", experience.generation_seconds)
-    stage.end_phase("verification_wait", experience.verification_wait_seconds)
-    _check_versions(experience, step)
+    indices, experience = gather(stage, step, sampling)
+    prompt_set = stage.train_set.take(indices)
     _check_infra_errors(experience, config, step)
-    scored = [sample for sample in experience.samples if sample.result.verdict is not Verdict.INFRA_ERROR]
-    advantages = sample_advantages(scored)
+    samples = verified(experience)
+    stage.lengths |= mean_by_problem(indices, experience.samples, lambda sample: len(sample.sample.tokens))
+    stage.pass_rates |= mean_by_problem(indices, samples, lambda sample: sample.reward)
+    rewards = sample_rewards(samples, config, generation.max_new_tokens)
+    advantages = sample_advantages(samples, rewards, config)
+    metrics = experience_metrics(experience, advantages) | {"generation/temperature": temperature}
+    if config.overlong_buffer_length:
+        metrics["train/shaped_reward"] = statistics.fmean(rewards)
+    if config.dynamic_sampling_max_batches > 1:
+        metrics["generation/batches"] = len(indices) / config.num_prompts_per_step
+        samples, advantages = the_first_with_spread(samples, advantages, config.num_prompts_per_step)
     with stage.phase("policy_training"):
         stage.rollout.sleep()
         check = partial(check_mismatch, bound=mismatch_bound(stage.config))
         try:
-            result = update(stage.policy, scored, advantages, config, check) | {SKIPPED: 0.0}
+            result = update(stage.policy, samples, advantages, config, generation.max_new_tokens, check)
+            result[SKIPPED] = 0.0
         except Mismatch as mismatch:
-            result = refuse_batch(stage, step, scored, prompt_set.problems, mismatch)
+            result = refuse_batch(stage, step, samples, prompt_set.problems, mismatch)
     stage.log_samples(
         f"step_{step + 1}",
         [
             sample_record(sample, prompt_set, step + 1, "train", advantage)
-            for sample, advantage in list(zip(scored, advantages, strict=True))[: stage.config.logger.samples_per_step]
+            for sample, advantage in list(zip(samples, advantages, strict=True))[: stage.config.logger.samples_per_step]
         ],
     )
-    metrics = experience_metrics(experience, advantages) | {"generation/temperature": temperature}
     return {f"train/{name}": value for name, value in result.items()} | metrics
 
 
-def mean_lengths(indices: Sequence[int], experience: Experience) -> dict[int, float]:
-    """Mean length of the responses to each problem of the step, in tokens."""
-    groups: dict[int, list[int]] = {}
-    for sample in experience.samples:
-        groups.setdefault(indices[sample.prompt_index], []).append(len(sample.sample.tokens))
-    return {index: statistics.fmean(lengths) for index, lengths in groups.items()}
+def gather(stage: Stage, step: int, sampling: Sampling) -> tuple[list[int], Experience]:
+    """The step's samples, and the indices of the problems that they answer: one batch of them, or with dynamic sampling
+    as many as it takes until enough have samples of different rewards (DAPO, arXiv 2503.14476, section 3.2).
+
+    Raises:
+        RunStopped: samples are not of the policy that is trained, or an engine dies again and again.
+        Preempted: on all ranks.
+    """
+    config = stage.config.grpo
+    assert config is not None
+    assert stage.experience is not None
+    indices: list[int] = []
+    parts: list[Experience] = []
+    for number in range(config.dynamic_sampling_max_batches):
+        batch = stage.stream.take(config.num_prompts_per_step)
+        prompt_set = stage.train_set.take(batch)
+        part = stage.experience.collect(
+            prompt_set.problems,
+            prompt_set.prompts,
+            config.num_generations_per_prompt,
+            sampling,
+            seed=f"{stage.config.seed}/{step}" + (f"/{number}" if number else ""),
+            on_progress=stage.show,
+            may_stop=True,
+            expected_lengths=stage.expected_lengths(batch),
+        )
+        stage.end_phase("generation", part.generation_seconds)
+        stage.end_phase("verification_wait", part.verification_wait_seconds)
+        _check_versions(part, step)
+        indices += batch
+        parts.append(part)
+        experience = Experience.joined(parts, config.num_prompts_per_step)
+        samples = verified(experience)
+        rewards = sample_rewards(samples, config, sampling.max_new_tokens)
+        found = prompts_with_spread(samples, sample_advantages(samples, rewards, config))
+        if len(found) >= config.num_prompts_per_step:
+            break
+    return indices, experience
+
+
+def verified(experience: Experience) -> list[ScoredSample]:
+    """The samples that have a verdict."""
+    return [sample for sample in experience.samples if sample.result.verdict is not Verdict.INFRA_ERROR]
+
+
+def the_first_with_spread(
+    samples: Sequence[ScoredSample], advantages: Sequence[float], count: int
+) -> tuple[list[ScoredSample], list[float]]:
+    """The samples of the first `count` prompts whose rewards differ, and their advantages; all if no prompt's do."""
+    chosen = prompts_with_spread(samples, advantages)[:count] or {sample.prompt_index for sample in samples}
+    kept = [pair for pair in zip(samples, advantages, strict=True) if pair[0].prompt_index in chosen]
+    return [sample for sample, _ in kept], [advantage for _, advantage in kept]
 
 
 def temperature_of(generation: GenerationConfig, epoch: int) -> float:
@@ -91,6 +138,7 @@ def update(
     samples: Sequence[ScoredSample],
     advantages: Sequence[float],
     config: GRPOConfig,
+    max_new_tokens: int,
     check: StepCheck | None = None,
 ) -> dict[str, float]:
     """The optimizer steps of a batch, each on its share of the prompts.
@@ -101,59 +149,27 @@ def update(
     Returns:
         Metrics as means over the updates; those of the mismatch with the engine are of the first one.
     """
-    loss = partial(policy_gradient_loss, clip_min=config.ratio_clip_min, clip_max=config.ratio_clip_max)
-    share = config.num_prompts_per_step // config.updates_per_batch
+    settings = loss_settings(config)
+    size = config.num_prompts_per_step // config.updates_per_batch
+    places = {prompt: place for place, prompt in enumerate(sorted({sample.prompt_index for sample in samples}))}
     shares: list[list[TrainSequence]] = []
     for number in range(config.updates_per_batch):
-        mine = [i for i, sample in enumerate(samples) if sample.prompt_index // share == number]
+        mine = [i for i, sample in enumerate(samples) if places[sample.prompt_index] // size == number]
         members = [samples[i] for i in mine]
-        shares.append(to_sequences(members, [advantages[i] for i in mine], config.overlong_filtering))
+        shares.append(to_sequences(members, [advantages[i] for i in mine], config, max_new_tokens))
     shares = [sequences for sequences in shares if sequences]
+    if settings.kl_penalty > 0:
+        for sequences in shares:
+            found = policy.reference_log_probs(sequences)
+            sequences[:] = [replace(s, reference_log_probs=x) for s, x in zip(sequences, found, strict=True)]
     for later in shares[1:]:
-        later[:] = [
-            replace(sequence, old_log_probs=old) for sequence, old in zip(later, policy.log_probs(later), strict=True)
-        ]
+        found = policy.log_probs(later)
+        later[:] = [replace(sequence, old_log_probs=old) for sequence, old in zip(later, found, strict=True)]
+    loss = partial(policy_gradient_loss, settings=settings)
     results = [policy.train_step(sequences, loss, check) for sequences in shares]
     policy.skip_updates(config.updates_per_batch - len(shares))
     names = {name for result in results for name in result}
     return {name: statistics.fmean(result[name] for result in results if name in result) for name in sorted(names)}
-
-
-def sample_advantages(samples: Sequence[ScoredSample]) -> list[float]:
-    """The advantage of every sample within its prompt's group; samples of a group stand together."""
-    groups: dict[int, list[float]] = {}
-    for sample in samples:
-        groups.setdefault(sample.prompt_index, []).append(sample.reward)
-    return [advantage for rewards in groups.values() for advantage in group_advantages(rewards)]
-
-
-def to_sequences(
-    samples: Sequence[ScoredSample], advantages: Sequence[float], overlong_filtering: bool = False
-) -> list[TrainSequence]:
-    """What the policy trains on: samples with an advantage, weighted over all response tokens of the batch.
-
-    With `overlong_filtering` truncated samples are left out, of the normaliser too.
-
-    Groups without spread have no gradient and are left out of forward and backward, yet their tokens stay in the
-    normaliser: leaving them out saves time and changes nothing. A step of only such groups keeps one sample, of weight
-    0, on which the mismatch between engine and policy is measured.
-    """
-    kept = [
-        (sample, advantage)
-        for sample, advantage in zip(samples, advantages, strict=True)
-        if not (overlong_filtering and sample.sample.truncated)
-    ]
-    tokens = sum(len(sample.sample.tokens) for sample, _ in kept)
-    sequences = [
-        TrainSequence(
-            tokens=sample.sample.request.prompt_tokens + sample.sample.tokens,
-            prompt_length=len(sample.sample.request.prompt_tokens),
-            weight=advantage / tokens,
-            rollout_log_probs=sample.sample.log_probs,
-        )
-        for sample, advantage in kept
-    ]
-    return [sequence for sequence in sequences if sequence.weight != 0.0] or sequences[:1]
 
 
 def experience_metrics(experience: Experience, advantages: Sequence[float]) -> dict[str, float]:

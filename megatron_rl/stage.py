@@ -11,10 +11,10 @@ from typing import Any
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from megatron_rl.checkpoint import load_lengths, load_weights, resume
+from megatron_rl.checkpoint import load_history, load_weights, resume
 from megatron_rl.config.loader import save_config
 from megatron_rl.config.schema import Algorithm, DataConfig, TrainConfig
-from megatron_rl.data.problems import Problem, batch_indices, load_problems
+from megatron_rl.data.problems import Problem, load_problems
 from megatron_rl.data.prompts import (
     check_example_lengths,
     check_prompt_lengths,
@@ -23,6 +23,7 @@ from megatron_rl.data.prompts import (
     load_tokenizer,
 )
 from megatron_rl.data.scratch import make_model_folder
+from megatron_rl.data.stream import ProblemStream, epoch_filter
 from megatron_rl.device import used_memory_gib
 from megatron_rl.experience import ExperienceMaker
 from megatron_rl.export import BackgroundExport
@@ -58,7 +59,9 @@ class Stage:
         start_step: optimizer steps made before this start.
         timings: seconds of the current step by phase.
         memory: GiB in use at the end of each phase of the current step, on the main rank.
+        stream: the training problems in the order of the run, by their index.
         lengths: mean length of the last responses to each training problem, in tokens, by its index.
+        pass_rates: of the last samples of each, from 0 to 1.
     """
 
     config: TrainConfig
@@ -75,9 +78,11 @@ class Stage:
     logger: MetricsLogger | None
     exporter: BackgroundExport | None
     progress: Progress | None
+    stream: ProblemStream
     timings: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
     lengths: dict[int, float] = field(default_factory=dict)
+    pass_rates: dict[int, float] = field(default_factory=dict)
 
     def expected_lengths(self, indices: Sequence[int]) -> list[float]:
         """Of the responses to training problems, as in an earlier epoch; the mean where a problem is new. Empty if all
@@ -85,13 +90,9 @@ class Stage:
         known = [self.lengths[index] for index in indices if index in self.lengths]
         return [self.lengths.get(index, statistics.fmean(known)) for index in indices] if known else []
 
-    def batch(self, step: int, size: int) -> list[int]:
-        """Indices of the training problems of a step: a pure function of seed and step."""
-        return batch_indices(len(self.train_set.problems), size, step, self.config.seed, self.config.data.shuffle)
-
-    def epoch(self, step: int, size: int) -> int:
-        """Passes over the training data that were complete before a step."""
-        return step * size // len(self.train_set.problems)
+    def history(self) -> dict[str, Any]:
+        """What of the run's past its future depends on, besides weights and optimizer; JSON."""
+        return {"order": self.stream.state(), "lengths": self.lengths, "pass_rates": self.pass_rates}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -152,6 +153,8 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             logger = stack.enter_context(MetricsLogger(config, run.path, start_step))
             exporter = BackgroundExport(run) if config.checkpointing.export_hf else None
             progress = stack.enter_context(Progress(config.name, config.max_num_steps, start_step))
+        history = load_history(run.checkpoint(start_step)) if start_step else {}
+        pass_rates = _by_problem(history.get("pass_rates", {}))
         yield Stage(
             config=config,
             run=run,
@@ -167,8 +170,27 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             logger=logger,
             exporter=exporter,
             progress=progress,
-            lengths=load_lengths(run.checkpoint(start_step)) if start_step else {},
+            stream=_stream(config, len(train_set.problems), pass_rates, history.get("order"), start_step),
+            lengths=_by_problem(history.get("lengths", {})),
+            pass_rates=pass_rates,
         )
+
+
+def _stream(
+    config: TrainConfig, num_problems: int, pass_rates: dict[int, float], order: dict[str, Any] | None, step: int
+) -> ProblemStream:
+    stream = ProblemStream(num_problems, config.seed, config.data.shuffle)
+    if config.grpo is not None and config.grpo.epoch_filter:
+        stream.keep = epoch_filter(config.grpo, pass_rates, config.seed)
+    if order is not None:
+        stream.restore(order)
+    else:
+        stream.take(step * config.batch_size)
+    return stream
+
+
+def _by_problem(values: dict[str, float]) -> dict[int, float]:
+    return {int(index): value for index, value in values.items()}
 
 
 def _model_folder(config: TrainConfig, run: RunFolder, parallel: Parallel) -> Path:
@@ -209,12 +231,15 @@ def _policy(config: TrainConfig, run: RunFolder, folder: Path, parallel: Paralle
     architecture = Architecture.of_folder(folder, config.policy)
     policy = Policy(config.policy, architecture, parallel)
     updates = config.grpo.updates_per_batch if config.grpo is not None else 1
-    step = resume(run, policy, updates)
-    if step == 0 and config.policy.from_checkpoint is not None:
-        load_weights(find_checkpoint(Path(config.policy.from_checkpoint)), policy)
-    elif step == 0:
-        policy.load_hf(folder)
-    return policy, step
+    has_reference = config.grpo is not None and config.grpo.reference_policy_kl_penalty > 0
+    if has_reference or not run.checkpoints():
+        if config.policy.from_checkpoint is not None:
+            load_weights(find_checkpoint(Path(config.policy.from_checkpoint)), policy)
+        else:
+            policy.load_hf(folder)
+    if has_reference:
+        policy.keep_reference()
+    return policy, resume(run, policy, updates)
 
 
 def _rollout(config: TrainConfig, folder: Path, parallel: Parallel, policy: Policy) -> Rollout | None:

@@ -62,14 +62,16 @@ def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) 
         Preempted: this rank or another was told to stop; what had been done is saved.
     """
     done, last = stage.start_step, stage.config.max_num_steps
+    order = stage.stream.state()
     try:
         for step in range(stage.start_step, last):
             metrics = run_step(stage, step)
-            done = step + 1
+            done, order = step + 1, stage.stream.state()
             finish_step(stage, done, metrics)
             if done < last:
                 stop_if_preempted()
     except Preempted:
+        stage.stream.restore(order)  # what the step that was cut short had taken
         if done > stage.start_step and not stage.run.has_checkpoint(done):
             save(stage, done)
         raise Preempted(f"told to stop after step {done}, which is saved; start the same command again") from None
@@ -78,7 +80,7 @@ def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) 
 def sft_step(stage: Stage, step: int) -> dict[str, float]:
     """One optimizer step of supervised fine-tuning; the loss is the mean over the batch's response tokens."""
     assert stage.config.sft is not None
-    indices = stage.batch(step, stage.config.sft.global_batch_size)
+    indices = stage.stream.take(stage.config.sft.global_batch_size)
     tokens = sum(len(stage.responses[i]) for i in indices)
     with stage.phase("policy_training"):
         if stage.rollout is not None:  # for validation
@@ -126,7 +128,7 @@ def save(stage: Stage, step: int) -> None:
     config, run = stage.config, stage.run
     stage.show("saving")
     card = model_card(config, run, step) if stage.parallel.is_main else ""
-    save_checkpoint(run, stage.policy, stage.parallel, step, config.seed, stage.folder, card, stage.lengths)
+    save_checkpoint(run, stage.policy, stage.parallel, step, config.seed, stage.folder, card, stage.history())
     if not stage.parallel.is_main:
         return
     exporter, last = stage.exporter, step == config.max_num_steps

@@ -1,7 +1,8 @@
 """What a GRPO step makes of scored samples: weights over the global normaliser, metrics, and its guards."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,14 +16,13 @@ from megatron_rl.experience import Experience, ScoredSample, verification_task
 from megatron_rl.grpo import (
     _check_infra_errors,
     experience_metrics,
-    mean_lengths,
-    sample_advantages,
     temperature_of,
-    to_sequences,
+    the_first_with_spread,
     update,
 )
 from megatron_rl.policy.batch import Share, TrainSequence, micro_batches
 from megatron_rl.rollout.samples import Sample, SampleRequest
+from megatron_rl.training_batch import mean_by_problem, sample_advantages, sample_rewards, to_sequences
 from megatron_rl.validate import accuracies
 from verifiers.isolation import IsolationLevel
 from verifiers.metrics import PoolMetrics
@@ -30,6 +30,8 @@ from verifiers.tasks import CodeTask, MathTask
 from verifiers.verdict import Result, Verdict
 
 CONFIG = GRPOConfig(max_num_steps=1, max_infra_error_fraction=0.25)
+LIMIT = 100
+"""Tokens of a response."""
 VERIFIER = VerifierConfig(
     code_timeout_seconds=2.0,
     code_budget_seconds=9.0,
@@ -50,6 +52,14 @@ def scored(
     return ScoredSample(sample, Result(verdict, None, seconds, "detail"))
 
 
+def advantages_of(samples: Sequence[ScoredSample], config: GRPOConfig = CONFIG) -> list[float]:
+    return sample_advantages(samples, sample_rewards(samples, config, LIMIT), config)
+
+
+def sequences_of(samples: Sequence[ScoredSample], advantages: Sequence[float], **changes: Any) -> list[TrainSequence]:
+    return to_sequences(samples, advantages, replace(CONFIG, **changes), LIMIT)
+
+
 def experience(*samples: ScoredSample) -> Experience:
     return Experience(list(samples), POOLS, 1.0, 0.0, engine_restarts=0, engine_recovery_seconds=0.0)
 
@@ -67,18 +77,19 @@ def test_advantages_are_within_the_prompts_group_also_after_drops() -> None:
     ]
     third = 1 / math.sqrt(3)
     wanted = [math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0, -third, 2 * third, -third, 0.0]
-    assert sample_advantages(samples) == pytest.approx(wanted, abs=1e-5)
+    assert advantages_of(samples) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_lengths_are_remembered_by_problem() -> None:
-    found = experience(scored(0, Verdict.PASS, 4), scored(0, Verdict.WRONG, 7), scored(1, Verdict.TIMEOUT, 9))
-    assert mean_lengths([17, 3], found) == {17: 5.5, 3: 9.0}
+    samples = [scored(0, Verdict.PASS, 4), scored(0, Verdict.WRONG, 7), scored(1, Verdict.TIMEOUT, 9)]
+    assert mean_by_problem([17, 3], samples, lambda s: len(s.sample.tokens)) == {17: 5.5, 3: 9.0}
 
 
 def test_the_normaliser_counts_all_response_tokens_of_the_batch() -> None:
     samples = [scored(0, Verdict.PASS, 4), scored(0, Verdict.WRONG, 6), scored(1, Verdict.WRONG, 90)]
-    sequences = to_sequences(samples, [2.0, -2.0, 0.0])
-    assert [(len(s.tokens), s.prompt_length, s.weight) for s in sequences] == [(6, 2, 0.02), (8, 2, -0.02)]
+    sequences = sequences_of(samples, [2.0, -2.0, 0.0])
+    found = [(len(s.tokens), s.prompt_length, s.weight, s.advantage) for s in sequences]
+    assert found == [(6, 2, 0.01, 2.0), (8, 2, 0.01, -2.0)]
     assert sequences[0].rollout_log_probs == samples[0].sample.log_probs
 
 
@@ -88,12 +99,13 @@ def test_overlong_filtering_leaves_truncated_samples_out_of_loss_and_normaliser_
         scored(0, Verdict.NO_ANSWER, 90, truncated=True),
         scored(0, Verdict.WRONG, 6),
     ]
-    advantages = sample_advantages(samples)
+    advantages = advantages_of(samples)
     assert advantages[0] == pytest.approx(2 / math.sqrt(3), abs=1e-5)  # of one right among three
-    (right, wrong) = to_sequences(samples, advantages, overlong_filtering=True)
-    assert (right.weight, wrong.weight) == (advantages[0] / 10, advantages[2] / 10)
-    assert len(to_sequences(samples, advantages)) == 3
-    assert to_sequences(samples[1:2], [1.0], overlong_filtering=True) == []
+    (right, wrong) = sequences_of(samples, advantages, overlong_filtering=True)
+    assert (right.weight, wrong.weight) == (1 / 10, 1 / 10)
+    assert (right.advantage, wrong.advantage) == (advantages[0], advantages[2])
+    assert len(sequences_of(samples, advantages)) == 3
+    assert sequences_of(samples[1:2], [1.0], overlong_filtering=True) == []
 
 
 def test_the_temperature_of_an_epoch() -> None:
@@ -113,6 +125,10 @@ class Recorder:
         self.calls.append(("log_probs", sequences[:]))
         return [[-0.5] * (len(s.tokens) - s.prompt_length) for s in sequences]
 
+    def reference_log_probs(self, sequences: list[TrainSequence]) -> list[list[float]]:
+        self.calls.append(("reference", sequences[:]))
+        return [[-0.25] * (len(s.tokens) - s.prompt_length) for s in sequences]
+
     def train_step(self, sequences: list[TrainSequence], loss: Any, check: Any) -> dict[str, float]:
         self.calls.append(("train_step", sequences[:]))
         metrics = {"loss": float(len(self.calls))}
@@ -128,14 +144,15 @@ def test_two_updates_take_half_of_the_prompts_each_the_second_against_log_probs_
     samples = [scored(prompt, verdict, 3 + prompt) for prompt in range(4) for verdict in (Verdict.PASS, Verdict.WRONG)]
     config = GRPOConfig(max_num_steps=1, num_prompts_per_step=4, updates_per_batch=2)
     recorder = Recorder()
-    found = update(recorder, samples, sample_advantages(samples), config)  # type: ignore[arg-type]
+    found = update(recorder, samples, advantages_of(samples), config, LIMIT)  # type: ignore[arg-type]
     assert [name for name, _ in recorder.calls] == ["log_probs", "train_step", "train_step"]
     first, second = recorder.calls[1][1], recorder.calls[2][1]
     assert [len(s.tokens) for s in first] == [5, 5, 6, 6]
     assert [len(s.tokens) for s in second] == [7, 7, 8, 8]
     assert not any(s.old_log_probs for s in first)
     assert [s.old_log_probs for s in second] == [[-0.5] * n for n in (5, 5, 6, 6)]
-    assert [s.weight for s in first] == pytest.approx([a / 14 for a in sample_advantages(samples[:4])])
+    assert [s.advantage for s in first] == pytest.approx(advantages_of(samples[:4]))
+    assert {s.weight for s in first} == {1 / 14}
     assert found == {"loss": 2.5, "lr": 1.0}
     assert recorder.skipped == 0
 
@@ -148,7 +165,7 @@ def test_an_update_that_is_forbidden_is_the_last_of_its_batch() -> None:
     config = GRPOConfig(max_num_steps=1, num_prompts_per_step=4, updates_per_batch=2)
     recorder = Recorder()
     with pytest.raises(ZeroDivisionError, match=r"2\.0"):
-        update(recorder, samples, sample_advantages(samples), config, forbid)  # type: ignore[arg-type]
+        update(recorder, samples, advantages_of(samples), config, LIMIT, forbid)  # type: ignore[arg-type]
     assert [name for name, _ in recorder.calls] == ["log_probs", "train_step"]
 
 
@@ -158,7 +175,7 @@ def test_where_overlong_filtering_leaves_nothing_of_a_share_the_next_one_is_on_p
     samples = [scored(prompt, Verdict.PASS, truncated=prompt == 0) for prompt in range(2)]
     config = GRPOConfig(max_num_steps=1, num_prompts_per_step=2, updates_per_batch=2, overlong_filtering=True)
     recorder = Recorder()
-    update(recorder, samples, [0.7, 0.7], config)  # type: ignore[arg-type]
+    update(recorder, samples, [0.7, 0.7], config, LIMIT)  # type: ignore[arg-type]
     ((name, (sequence,)),) = recorder.calls
     assert (name, sequence.old_log_probs) == ("train_step", ())
     assert recorder.skipped == 1
@@ -167,14 +184,14 @@ def test_where_overlong_filtering_leaves_nothing_of_a_share_the_next_one_is_on_p
 def test_one_update_needs_no_old_log_probs() -> None:
     samples = [scored(0, Verdict.PASS), scored(0, Verdict.WRONG)]
     recorder = Recorder()
-    update(recorder, samples, [0.7, -0.7], GRPOConfig(max_num_steps=1))  # type: ignore[arg-type]
+    update(recorder, samples, [0.7, -0.7], GRPOConfig(max_num_steps=1), LIMIT)  # type: ignore[arg-type]
     assert [name for name, _ in recorder.calls] == ["train_step"]
 
 
 def test_leaving_out_groups_without_spread_changes_no_gradient() -> None:
     samples = [scored(0, Verdict.PASS, 4), scored(0, Verdict.WRONG, 6), scored(1, Verdict.WRONG, 9)]
-    advantages = sample_advantages([*samples, scored(1, Verdict.WRONG, 5)])[:3]
-    (batch,) = micro_batches(to_sequences(samples, advantages), Share(), 1000, torch.device("cpu"))
+    advantages = advantages_of([*samples, scored(1, Verdict.WRONG, 5)])[:3]
+    (batch,) = micro_batches(sequences_of(samples, advantages), Share(), 1000, torch.device("cpu"))
     log_probs = torch.zeros(len(batch.tokens), requires_grad=True)
     policy_gradient_loss(log_probs, torch.zeros(len(batch.tokens)), batch)[0].backward()
     assert log_probs.grad is not None
@@ -182,9 +199,9 @@ def test_leaving_out_groups_without_spread_changes_no_gradient() -> None:
     assert float(-log_probs.grad.sum()) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_batch_without_any_spread_keeps_one_sequence_of_no_weight() -> None:
-    (only,) = to_sequences([scored(0, Verdict.PASS), scored(1, Verdict.WRONG)], [0.0, 0.0])
-    assert only.weight == 0.0
+def test_a_batch_without_any_spread_keeps_one_sequence() -> None:
+    (only,) = sequences_of([scored(0, Verdict.PASS), scored(1, Verdict.WRONG)], [0.0, 0.0])
+    assert only.advantage == 0.0
 
 
 def test_metrics_of_a_step() -> None:
@@ -249,3 +266,46 @@ def test_a_problem_with_tests_goes_to_the_code_verifier() -> None:
         longest_first=True,
         min_isolation=IsolationLevel.SECCOMP,
     )
+
+
+def test_what_length_costs_is_taken_off_the_reward_and_makes_a_spread() -> None:
+    samples = [scored(0, Verdict.PASS, length) for length in (50, 90, 100)]
+    config = replace(CONFIG, overlong_buffer_length=20, overlong_buffer_penalty=0.5)
+    assert sample_rewards(samples, config, LIMIT) == pytest.approx([1.0, 0.75, 0.5])
+    assert sample_rewards(samples, CONFIG, LIMIT) == [1.0, 1.0, 1.0]
+    assert advantages_of(samples, config) == pytest.approx([1.0, 0.0, -1.0], abs=1e-4)
+
+
+def test_dynamic_sampling_trains_on_the_first_prompts_whose_samples_differ() -> None:
+    verdicts = [(Verdict.PASS, Verdict.PASS), (Verdict.WRONG, Verdict.PASS), (Verdict.WRONG, Verdict.WRONG)]
+    samples = [scored(prompt, verdict) for prompt in range(9) for verdict in verdicts[prompt % 3]]
+    kept, advantages = the_first_with_spread(samples, advantages_of(samples), 2)
+    assert [sample.prompt_index for sample in kept] == [1, 1, 4, 4]
+    assert advantages == advantages_of(kept)
+    assert len(the_first_with_spread(samples, advantages_of(samples), 99)[0]) == 6
+    equal = samples[:2]
+    assert the_first_with_spread(equal, [0.0, 0.0], 2) == (equal, [0.0, 0.0])
+
+
+def test_batches_of_a_step_are_joined_prompt_after_prompt() -> None:
+    parts = [experience(scored(0, Verdict.PASS), scored(1, Verdict.WRONG)), experience(scored(0, Verdict.WRONG))]
+    found = Experience.joined(parts, prompts_per_part=2)
+    assert [sample.prompt_index for sample in found.samples] == [0, 1, 2]
+    assert (found.generation_seconds, len(found.pools)) == (2.0, 4)
+
+
+def test_samples_without_an_advantage_are_kept_where_the_loss_has_another_gradient_for_them() -> None:
+    samples = [scored(0, Verdict.PASS), scored(1, Verdict.WRONG)]
+    assert len(sequences_of(samples, [0.0, 0.0], entropy_bonus=0.1)) == 2
+    assert len(sequences_of(samples, [0.0, 0.0], reference_policy_kl_penalty=0.1)) == 2
+
+
+def test_a_kl_penalty_asks_for_the_reference_policys_log_probs_before_any_update() -> None:
+    samples = [scored(prompt, verdict) for prompt in range(2) for verdict in (Verdict.PASS, Verdict.WRONG)]
+    config = GRPOConfig(max_num_steps=1, num_prompts_per_step=2, updates_per_batch=2, reference_policy_kl_penalty=0.1)
+    recorder = Recorder()
+    update(recorder, samples, advantages_of(samples), config, LIMIT)  # type: ignore[arg-type]
+    assert [name for name, _ in recorder.calls] == ["reference"] * 2 + ["log_probs", "train_step", "train_step"]
+    first, second = recorder.calls[3][1], recorder.calls[4][1]
+    assert [s.reference_log_probs for s in first + second] == [[-0.25] * 3] * 4
+    assert [bool(s.old_log_probs) for s in first + second] == [False, False, True, True]

@@ -2,7 +2,7 @@
 
 import math
 
-from megatron_rl.config.schema import Algorithm, GenerationConfig, PolicyConfig, TrainConfig
+from megatron_rl.config.schema import Algorithm, GenerationConfig, GRPOConfig, PolicyConfig, TrainConfig
 from megatron_rl.errors import InputError
 
 _POSITIVE = (
@@ -13,9 +13,24 @@ _POSITIVE = (
     *("generation.max_new_tokens", "generation.tensor_parallel_size", "generation.num_engines"),
     *("generation.max_num_seqs", "generation.sync_bucket_mib", "generation.timeout_minutes"),
     *("grpo.num_prompts_per_step", "grpo.updates_per_batch", "grpo.max_consecutive_skips"),
+    "grpo.dynamic_sampling_max_batches",
     *("sft.global_batch_size", "verifier.num_workers"),
     *("checkpointing.save_period", "checkpointing.keep_last", "validation.num_generations_per_prompt"),
 )
+_RANGES = {
+    "ratio_clip_min": (0.0, 1.0),
+    "ratio_clip_max": (0.0, math.inf),
+    "reference_policy_kl_penalty": (0.0, math.inf),
+    "entropy_bonus": (0.0, math.inf),
+    "rollout_correction_max": (1.0, math.inf),
+    "overlong_buffer_penalty": (0.0, math.inf),
+    "epoch_filter_keep_hard": (0.0, 1.0),
+    "epoch_filter_keep_easy": (0.0, 1.0),
+}
+_ABOVE_ONE = {
+    "max_token_mult_prob_error": "where engine and policy are equal",
+    "ratio_clip_c": "the ratio of a policy that has not moved",
+}
 _SECONDS = (
     ("verifier", "code_timeout_seconds"),
     ("verifier", "code_budget_seconds"),
@@ -63,9 +78,33 @@ def _check_sections(config: TrainConfig) -> None:
             f"grpo.updates_per_batch={config.grpo.updates_per_batch} does not divide "
             f"grpo.num_prompts_per_step={config.grpo.num_prompts_per_step}; an update takes whole groups"
         )
-    bound = None if config.grpo is None else config.grpo.max_token_mult_prob_error
-    if bound is not None and not bound > 1:
-        raise InputError(f"grpo.max_token_mult_prob_error={bound}: must be above 1, where engine and policy are equal")
+    if config.grpo is not None:
+        _check_ranges(config.grpo)
+        _check_overlong(config.grpo, config.generation)
+
+
+def _check_ranges(grpo: GRPOConfig) -> None:
+    for name, (least, most) in _RANGES.items():
+        value = getattr(grpo, name)
+        if value is not None and not least <= value <= most:
+            raise InputError(f"grpo.{name}={value}: must be from {least:g} to {most:g}")
+    for name, why in _ABOVE_ONE.items():
+        value = getattr(grpo, name)
+        if value is not None and not 1 < value < math.inf:
+            raise InputError(f"grpo.{name}={value}: must be above 1, {why}")
+
+
+def _check_overlong(grpo: GRPOConfig, generation: GenerationConfig | None) -> None:
+    if generation is not None and not 0 <= grpo.overlong_buffer_length < generation.max_new_tokens:
+        raise InputError(
+            f"grpo.overlong_buffer_length={grpo.overlong_buffer_length}: must be from 0 to below "
+            f"generation.max_new_tokens={generation.max_new_tokens}"
+        )
+    if grpo.overlong_filtering and grpo.overlong_buffer_length:
+        raise InputError(
+            f"grpo.overlong_filtering=true leaves out the samples that grpo.overlong_buffer_length="
+            f"{grpo.overlong_buffer_length} is to punish most; set one of them"
+        )
 
 
 def _check_layout(config: TrainConfig) -> None:

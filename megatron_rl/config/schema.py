@@ -36,6 +36,30 @@ class OnMismatch(StrEnum):
     SKIP = "skip"
 
 
+class LossNormalizer(StrEnum):
+    TOKENS = "tokens"
+    GROUP_TOKENS = "group_tokens"
+    SEQUENCES = "sequences"
+    CONSTANT = "constant"
+
+
+class RewardStd(StrEnum):
+    UNBIASED = "unbiased"
+    BIASED = "biased"
+    NONE = "none"
+
+
+class KLType(StrEnum):
+    K1 = "k1"
+    K3 = "k3"
+
+
+class RolloutCorrection(StrEnum):
+    NONE = "none"
+    TOKEN = "token"
+    SEQUENCE = "sequence"
+
+
 class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
@@ -158,14 +182,45 @@ class GRPOConfig:
     num_prompts_per_step: int = 128
     num_generations_per_prompt: int = 8
     max_num_steps: int = MISSING
+    loss_normalizer: LossNormalizer = LossNormalizer.TOKENS
+    """The loss is a mean over all response tokens of the batch; or over each prompt's first (the paper's formula); or
+    over each response's first; or a sum over responses x generation.max_new_tokens (Dr. GRPO)."""
+    reward_std: RewardStd = RewardStd.UNBIASED
+    """Advantages are divided by their group's standard deviation: over n - 1, over n, or not at all."""
     overlong_filtering: bool = False
     """Truncated samples count as wrong in their group's advantages, but are left out of the loss."""
+    overlong_buffer_length: int = 0
+    """The last so many tokens before generation.max_new_tokens cost reward, more and more; 0: none do."""
+    overlong_buffer_penalty: float = 1.0
+    """What a truncated sample loses by that."""
+    dynamic_sampling_max_batches: int = 1
+    """Generate up to so many batches a step, until num_prompts_per_step prompts have samples of different rewards; only
+    these are trained on (DAPO). 1: train on what one batch gives."""
+    epoch_filter: bool = False
+    """From the second pass over the data on leave out prompts whose last samples all failed or all passed (Cascade)."""
+    epoch_filter_keep_hard: float = 0.1
+    """Of those that all failed, this share is visited all the same."""
+    epoch_filter_keep_easy: float = 0.01
+    """Of those that all passed."""
     updates_per_batch: int = 1
     """Optimizer steps per generated batch. Above 1 all but the first are off-policy: the ratio to the log-probs of the
     policy that generated is clipped as in PPO."""
     ratio_clip_min: float = 0.2
     """The ratio is clipped to [1 - this, 1 + ratio_clip_max]; without effect at one update per batch."""
     ratio_clip_max: float = 0.2
+    ratio_clip_c: float | None = None
+    """Dual clip: the loss of a token with a negative advantage is at most this times its advantage; above 1."""
+    reference_policy_kl_penalty: float = 0.0
+    """What the KL divergence to the policy that training started from counts in the loss; above 0 its weights are kept
+    in the host's memory and every step computes its log-probs."""
+    reference_policy_kl_type: KLType = KLType.K3
+    entropy_bonus: float = 0.0
+    """What the mean entropy of the policy at the samples' tokens counts, against the loss."""
+    rollout_correction: RolloutCorrection = RolloutCorrection.NONE
+    """Weigh each token by how much likelier the policy made it, or its whole response, than the engine did (truncated
+    importance sampling): where the engine is less precise than the policy."""
+    rollout_correction_max: float = 2.0
+    """That weight is cut off here."""
     max_token_mult_prob_error: float | None = None
     """A batch is not trained on when its mean of exp|policy - rollout log-prob| passes this: the engine does not sample
     the policy. Default by the policy's precision: 1.001 in fp32, 1.05 in bf16, 1.1 with FP8."""
@@ -292,6 +347,15 @@ class TrainConfig:
     def run_dir(self) -> str:
         """The run folder."""
         return f"{self.output_dir}/{self.name}"
+
+    @property
+    def batch_size(self) -> int:
+        """Problems or examples of a step."""
+        if self.algorithm is Algorithm.SFT:
+            assert self.sft is not None
+            return self.sft.global_batch_size
+        assert self.grpo is not None
+        return self.grpo.num_prompts_per_step
 
     @property
     def max_num_steps(self) -> int:

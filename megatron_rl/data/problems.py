@@ -2,10 +2,8 @@
 
 import json
 import math
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,29 +86,6 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise InputError(f"{path}:{number}: a {type(row).__name__}, not a JSON object; write one per line")
             yield number, row
-
-
-def batch_indices(num_items: int, batch_size: int, step: int, seed: int, shuffle: bool) -> list[int]:
-    """The items of batch `step` (from 0), a pure function of its arguments: resuming needs only the step.
-
-    The items are visited epoch after epoch, each once per epoch, in a permutation of its own (file order without
-    `shuffle`). Batches run across epoch borders, so every batch is full, also when it is larger than the data.
-    """
-    assert num_items > 0
-    assert batch_size > 0
-    assert step >= 0
-    first = step * batch_size
-    positions = (divmod(position, num_items) for position in range(first, first + batch_size))
-    if not shuffle:
-        return [offset for _, offset in positions]
-    return [_permutation(num_items, epoch, seed)[offset] for epoch, offset in positions]
-
-
-@lru_cache(maxsize=4)
-def _permutation(num_items: int, epoch: int, seed: int) -> tuple[int, ...]:
-    order = list(range(num_items))
-    random.Random(f"data order, seed {seed}, epoch {epoch}").shuffle(order)
-    return tuple(order)
 
 
 class _Row:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rl.policy.packing import pack, split_over_ranks
@@ -16,17 +17,20 @@ class TrainSequence:
     Attributes:
         tokens: prompt and response ids, at least two.
         prompt_length: leading tokens that carry no loss, at least one.
-        weight: what each response token's log-prob is multiplied with in the loss: the advantage (GRPO) or 1 (SFT),
-            over the step's global normaliser.
+        weight: what each response token counts in the step's mean: 1 over the global normaliser.
+        advantage: of every response token; SFT has none but 1.
         rollout_log_probs: the engine's log-probs of the response tokens; empty for SFT.
         old_log_probs: those of the policy that generated, where it has been updated since; else empty.
+        reference_log_probs: those of the reference policy, where the loss has a KL term; else empty.
     """
 
     tokens: Sequence[int]
     prompt_length: int
     weight: float
+    advantage: float = 1.0
     rollout_log_probs: Sequence[float] = ()
     old_log_probs: Sequence[float] = ()
+    reference_log_probs: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,12 @@ class MicroBatch:
         cu_seqlens: [sequences + 1] int32, where each sequence begins in the whole micro-batch; the last is its length.
         longest: length of the longest sequence.
         response_mask: [T] bool, true where the label is a response token.
-        weights: [T] float32, zero outside responses.
+        weights, advantages: [T] float32, zero outside responses.
         rollout_log_probs: [T] float32, zero outside responses.
         old_log_probs: [T] float32, of the policy that generated; None where it is the policy itself.
+        reference_log_probs: [T] float32, of the reference policy; None without one.
         members: for each real sequence its index in the step's list.
+        cp_group: the ranks that share the sequences; None where every rank has whole ones.
     """
 
     tokens: Tensor
@@ -55,9 +61,20 @@ class MicroBatch:
     longest: int
     response_mask: Tensor
     weights: Tensor
+    advantages: Tensor
     rollout_log_probs: Tensor
-    old_log_probs: Tensor | None
     members: tuple[int, ...]
+    old_log_probs: Tensor | None = None
+    reference_log_probs: Tensor | None = None
+    cp_group: dist.ProcessGroup | None = None
+
+    def sequence_sums(self, values_T: Tensor) -> Tensor:
+        """[T], at each position the sum of the values of its whole sequence; without gradient."""
+        sequence_T = torch.searchsorted(self.cu_seqlens[1:], self.positions, right=True)
+        sums = values_T.new_zeros(len(self.cu_seqlens) - 1).index_add(0, sequence_T, values_T.detach())
+        if self.cp_group is not None:
+            dist.all_reduce(sums, group=self.cp_group)
+        return sums[sequence_T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,7 @@ class Share:
         cp_rank, cp: tokens of every sequence over context-parallel ranks.
         multiple: T is rounded up to a multiple of this (sequence parallelism cuts T evenly over TP).
         group: the number of micro-batches is rounded up to a multiple of this (an interleaved pipeline's stages).
+        cp_group: the context-parallel ranks, if they are several.
     """
 
     dp_rank: int = 0
@@ -77,6 +95,7 @@ class Share:
     cp: int = 1
     multiple: int = 1
     group: int = 1
+    cp_group: dist.ProcessGroup | None = None
 
     @property
     def chunks(self) -> int:
@@ -103,6 +122,9 @@ def micro_batches(
     return [_build(sequences, indices, share, device) for indices in [*mine, *[[]] * (count - len(mine))]]
 
 
+_RESPONSE_COLUMNS = ("weights", "advantages", "rollout_log_probs", "old_log_probs", "reference_log_probs")
+
+
 class _Columns:
     """The whole micro-batch while it is put together, one list per column."""
 
@@ -110,21 +132,24 @@ class _Columns:
         self.tokens: list[int] = []
         self.labels: list[int] = []
         self.mask: list[bool] = []
-        self.weights: list[float] = []
-        self.rollout: list[float] = []
-        self.old: list[float] = []
+        self.of_responses: dict[str, list[float]] = {name: [] for name in _RESPONSE_COLUMNS}
         self.starts = [0]
 
     def add(self, sequence: TrainSequence) -> None:
-        response_length = len(sequence.tokens) - sequence.prompt_length
+        length = len(sequence.tokens) - sequence.prompt_length
         ignored = sequence.prompt_length - 1
-        nothing = [0.0] * response_length
         self.tokens += sequence.tokens[:-1]
         self.labels += sequence.tokens[1:]
-        self.mask += [False] * ignored + [True] * response_length
-        self.weights += [0.0] * ignored + [sequence.weight] * response_length
-        self.rollout += [0.0] * ignored + list(sequence.rollout_log_probs or nothing)
-        self.old += [0.0] * ignored + list(sequence.old_log_probs or nothing)
+        self.mask += [False] * ignored + [True] * length
+        values = (
+            [sequence.weight] * length,
+            [sequence.advantage] * length,
+            sequence.rollout_log_probs,
+            sequence.old_log_probs,
+            sequence.reference_log_probs,
+        )
+        for column, of_response in zip(self.of_responses.values(), values, strict=True):
+            column += [0.0] * ignored + list(of_response or [0.0] * length)
 
     def fill(self, multiple: int) -> None:
         """Tokens of no weight, up to a multiple."""
@@ -132,7 +157,7 @@ class _Columns:
         self.tokens += [0] * filler
         self.labels += [0] * filler
         self.mask += [False] * filler
-        for column in (self.weights, self.rollout, self.old):
+        for column in self.of_responses.values():
             column += [0.0] * filler
 
     def end(self) -> None:
@@ -159,7 +184,10 @@ def _build(
     def mine(column: Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.tensor(column, dtype=dtype)[positions].to(device)
 
-    has_old = any(sequences[index].old_log_probs for index in members)
+    found = {name: mine(column, torch.float32) for name, column in columns.of_responses.items()}
+    for name in ("old_log_probs", "reference_log_probs"):
+        if not any(getattr(sequences[index], name) for index in members):
+            found.pop(name)
     return MicroBatch(
         tokens=mine(columns.tokens, torch.int64),
         labels=mine(columns.labels, torch.int64),
@@ -167,10 +195,9 @@ def _build(
         cu_seqlens=cu_seqlens.to(device),
         longest=int(cu_seqlens.diff().max()),
         response_mask=mine(columns.mask, torch.bool),
-        weights=mine(columns.weights, torch.float32),
-        rollout_log_probs=mine(columns.rollout, torch.float32),
-        old_log_probs=mine(columns.old, torch.float32) if has_old else None,
         members=tuple(members),
+        cp_group=share.cp_group,
+        **found,
     )
 
 

@@ -59,6 +59,7 @@ class Policy:
         self.optimizer = _optimizer(config, self._wrapped)
         self._scheduler = _scheduler(config.optimizer, self.optimizer)
         self._is_offloaded = False
+        self._reference: list[Tensor] = []
         shared = self.chunks[0].config
         shared.finalize_model_grads_func = _finalize_without_rescaling
         shared.no_sync_func = self._no_sync
@@ -135,6 +136,26 @@ class Policy:
         """Move the learning rate on as if `count` optimizer steps had been made."""
         self._scheduler.step(increment=count)
 
+    def keep_reference(self) -> None:
+        """Keep the current weights, in the host's memory, as those of the reference policy."""
+        self._reference = [weight.detach().to("cpu", copy=True) for weight in self._weights()]
+
+    def reference_log_probs(self, sequences: Sequence[TrainSequence]) -> list[list[float]]:
+        """`log_probs` of the reference policy."""
+        own = [weight.detach().to("cpu", copy=True) for weight in self._weights()]
+        self._set_weights(self._reference)
+        try:
+            return self.log_probs(sequences)
+        finally:
+            self._set_weights(own)
+
+    def _weights(self) -> list[Tensor]:
+        return [weight for chunk in self.chunks for weight in chunk.parameters()]
+
+    def _set_weights(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self._weights(), values, strict=True):
+            weight.data.copy_(value)
+
     def log_probs(self, sequences: Sequence[TrainSequence]) -> list[list[float]]:
         """Log-probs of every sequence's response tokens, on every rank, without training."""
         for chunk in self._wrapped:
@@ -192,7 +213,13 @@ class Policy:
         if self.config.fp8 is not None:
             multiple *= _FP8_MULTIPLE
         share = Share(
-            parallel.dp_rank, parallel.dp, parallel.cp_rank, parallel.cp, multiple, parallel.micro_batch_group
+            parallel.dp_rank,
+            parallel.dp,
+            parallel.cp_rank,
+            parallel.cp,
+            multiple,
+            parallel.micro_batch_group,
+            parallel_state.get_context_parallel_group() if parallel.cp > 1 else None,
         )
         return micro_batches(sequences, share, self.config.micro_batch_tokens, parallel.device.torch_device)
 

@@ -1,6 +1,6 @@
 """Records that cross the border between generation, verification and training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,10 @@ class SampleRequest:
     sample_index: int
     prompt_tokens: tuple[int, ...]
     seed: int
+
+    def moved(self, by: int) -> "SampleRequest":
+        """The same request, its prompt `by` places further on in a longer list."""
+        return replace(self, prompt_index=self.prompt_index + by)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_rl.algorithms.advantages import group_advantages
+from megatron_rl.config.schema import RewardStd
 
 rewards = st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=32)
 
@@ -34,3 +35,13 @@ def test_a_lone_sample_has_no_advantage() -> None:
 @given(group=st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=32))
 def test_advantages_of_a_group_sum_to_zero(group: list[float]) -> None:
     assert sum(group_advantages(group)) == pytest.approx(0, abs=1e-9)
+
+
+@given(group=rewards)
+def test_the_biased_std_and_none(group: list[float]) -> None:
+    values = np.array(group, dtype=np.float64)
+    is_mixed = len(set(group)) > 1
+    biased = (values - values.mean()) / (values.std() + 1e-6) if is_mixed else 0 * values
+    np.testing.assert_allclose(group_advantages(group, RewardStd.BIASED), biased, rtol=1e-9, atol=1e-7)
+    plain = values - values.mean() if is_mixed else 0 * values
+    np.testing.assert_allclose(group_advantages(group, RewardStd.NONE), plain, rtol=1e-9, atol=1e-7)

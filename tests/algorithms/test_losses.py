@@ -1,17 +1,20 @@
 """Losses on hand-made micro-batches: value, gradient and the sums behind the metrics."""
 
 import math
+import random
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from megatron_rl.algorithms.losses import TokenLoss, policy_gradient_loss, sft_loss
+from megatron_rl.algorithms.losses import PolicyGradient, TokenLoss, kl_to_reference, policy_gradient_loss, sft_loss
+from megatron_rl.config.schema import KLType, RolloutCorrection
 from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, micro_batches
 
 SEQUENCES = [
-    TrainSequence((1, 2, 3, 4), 2, 0.25, (-1.0, -2.0)),
-    TrainSequence((5, 6, 7), 1, -0.5, (-0.5, -3.0)),
+    TrainSequence((1, 2, 3, 4), 2, 0.5, 0.5, (-1.0, -2.0)),
+    TrainSequence((5, 6, 7), 1, 0.5, -1.0, (-0.5, -3.0)),
 ]
 
 
@@ -25,20 +28,21 @@ def log_probs_of(batch: MicroBatch) -> Tensor:
     return torch.linspace(-3, -0.25, len(batch.tokens)).requires_grad_()
 
 
-def test_the_policy_gradient_loss_at_ratio_one_is_minus_the_sum_of_weights(batch: MicroBatch) -> None:
+def test_the_policy_gradient_loss_at_ratio_one_is_minus_the_weighted_sum_of_advantages(batch: MicroBatch) -> None:
     loss, _ = policy_gradient_loss(log_probs_of(batch), torch.zeros(len(batch.tokens)), batch)
     assert float(loss) == -(0.25 * 2 - 0.5 * 2)
 
 
-def test_its_gradient_is_minus_the_weights(batch: MicroBatch) -> None:
-    """d/dlogp of -sum r w at r = 1 is -w: the policy gradient, in float64 autograd as in float32."""
+def test_its_gradient_is_minus_the_weighted_advantages(batch: MicroBatch) -> None:
+    """d/dlogp of -sum r w A at r = 1 is -w A: the policy gradient, in float64 autograd as in float32."""
     log_probs = log_probs_of(batch)
     policy_gradient_loss(log_probs, torch.zeros(len(batch.tokens)), batch)[0].backward()
     in_double = log_probs.detach().double().requires_grad_()
     old = log_probs.detach().double()
-    (-(torch.exp(in_double - old) * batch.weights.double()).sum()).backward()
+    factors = batch.weights * batch.advantages
+    (-(torch.exp(in_double - old) * factors.double()).sum()).backward()
     assert log_probs.grad is not None
-    torch.testing.assert_close(log_probs.grad, -batch.weights, rtol=0, atol=0)
+    torch.testing.assert_close(log_probs.grad, -factors, rtol=0, atol=0)
     torch.testing.assert_close(log_probs.grad.double(), in_double.grad, rtol=1e-7, atol=0)
 
 
@@ -56,12 +60,12 @@ def test_against_old_log_probs_the_ratio_is_clipped_only_where_that_lowers_the_o
     """Ratios 2, 0.5, 1.1 for a good sample (weight 0.25) and 2, 0.5 for a bad one (weight -0.5)."""
     steps = [[math.log(2), math.log(0.5), math.log(1.1)], [math.log(2), math.log(0.5)]]
     sequences = [
-        TrainSequence((1, 2, 3, 4), 1, 0.25, old_log_probs=[-1.0 - d for d in steps[0]]),
-        TrainSequence((5, 6, 7), 1, -0.5, old_log_probs=[-1.0 - d for d in steps[1]]),
+        TrainSequence((1, 2, 3, 4), 1, 0.25, 1.0, old_log_probs=[-1.0 - d for d in steps[0]]),
+        TrainSequence((5, 6, 7), 1, 0.5, -1.0, old_log_probs=[-1.0 - d for d in steps[1]]),
     ]
     (batch,) = micro_batches(sequences, Share(), budget=100, device=torch.device("cpu"))
     log_probs = torch.full((5,), -1.0, requires_grad=True)
-    loss, sums = policy_gradient_loss(log_probs, torch.zeros(5), batch, clip_min=0.3, clip_max=0.4)
+    loss, sums = policy_gradient_loss(log_probs, torch.zeros(5), batch, PolicyGradient(0.3, 0.4))
     loss.backward()
     assert float(loss) == pytest.approx(-(0.25 * (1.4 + 0.5 + 1.1) - 0.5 * (2 + 0.7)), rel=1e-6)
     assert log_probs.grad is not None
@@ -108,3 +112,122 @@ def test_log_probs_equal_to_the_rollouts_are_no_mismatch(batch: MicroBatch) -> N
 def test_sft_has_no_mismatch_metrics(batch: MicroBatch) -> None:
     _, sums = sft_loss(log_probs_of(batch), torch.zeros(len(batch.tokens)), batch)
     assert sums.keys() == {"tokens", "loss", "entropy"}
+
+
+# What is off by default: each against its formula in float64 --------------------------------------------------------
+
+
+def random_batch(seed: int, **changes: bool) -> MicroBatch:
+    """Three sequences with everything that a loss may use."""
+    rng = random.Random(seed)
+    values = lambda count: [rng.uniform(-3, -0.1) for _ in range(count)]  # noqa: E731
+    sequences = [
+        TrainSequence(
+            tokens=range(count + 2),
+            prompt_length=2,
+            weight=rng.uniform(0.01, 0.2),
+            advantage=rng.uniform(-2, 2),
+            rollout_log_probs=values(count),
+            old_log_probs=values(count) if changes.get("old") else (),
+            reference_log_probs=values(count),
+        )
+        for count in (3, 7, 5)
+    ]
+    (batch,) = micro_batches(sequences, Share(multiple=4), budget=100, device=torch.device("cpu"))
+    return batch
+
+
+def value_and_gradient(batch: MicroBatch, settings: PolicyGradient) -> tuple[float, Tensor, Tensor, dict[str, Tensor]]:
+    """Of the log-probs and of the entropy."""
+    log_probs = log_probs_of(batch)
+    entropy = torch.linspace(1, 2, len(batch.tokens)).requires_grad_()
+    loss, sums = policy_gradient_loss(log_probs, entropy, batch, settings)
+    loss.backward()
+    assert log_probs.grad is not None
+    return float(loss), log_probs.grad, torch.zeros_like(entropy) if entropy.grad is None else entropy.grad, sums
+
+
+SEEDS = [random.SystemRandom().randrange(10**6) for _ in range(3)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_dual_clip_bounds_what_a_bad_token_costs(seed: int) -> None:
+    batch = random_batch(seed, old=True)
+    loss, _, _, sums = value_and_gradient(batch, PolicyGradient(0.2, 0.3, dual_clip=1.5))
+    assert batch.old_log_probs is not None
+    ratio = (log_probs_of(batch).detach().double() - batch.old_log_probs.double()).exp()
+    advantage, weight = batch.advantages.double(), batch.weights.double()
+    wanted, clipped = 0.0, 0
+    for r, a, w in zip(ratio.tolist(), advantage.tolist(), weight.tolist(), strict=True):
+        objective = min(r * a, min(max(r, 0.8), 1.3) * a)
+        bounded = max(objective, 1.5 * a) if a < 0 else objective
+        wanted -= w * bounded
+        clipped += w > 0 and bounded not in (r * a,)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert int(sums["clip_fraction"]) == clipped
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", list(KLType))
+def test_the_kl_penalty_is_added_with_the_normalisers_weights(seed: int, kind: KLType) -> None:
+    batch = random_batch(seed)
+    plain, plain_grad, _, _ = value_and_gradient(batch, PolicyGradient())
+    loss, grad, _, sums = value_and_gradient(batch, PolicyGradient(kl_penalty=0.3, kl_type=kind))
+    assert batch.reference_log_probs is not None
+    ratio = batch.reference_log_probs.double() - log_probs_of(batch).detach().double()
+    kl = -ratio if kind is KLType.K1 else ratio.exp() - ratio - 1
+    slope = -ratio if kind is KLType.K1 else 1 - ratio.exp()
+    weights = batch.weights.double()
+    assert loss - plain == pytest.approx(float(0.3 * (weights * kl).sum()), rel=1e-4, abs=1e-6)
+    torch.testing.assert_close((grad - plain_grad).double(), 0.3 * weights * slope, rtol=1e-4, atol=1e-7)
+    assert float(sums["reference_kl"]) == pytest.approx(float(kl[batch.response_mask].sum()), rel=1e-5, abs=1e-5)
+
+
+def test_the_gradients_of_both_kl_estimators_are_the_divergences_where_that_is_known() -> None:
+    """Over a whole vocabulary, each token drawn as often as the policy has it likely: d KL / d logits. k1's is exact;
+    k3's is that of KL(reference || pi), with which it agrees where the two are close."""
+    torch.manual_seed(SEEDS[0])
+    logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    reference = (logits.detach() + 1e-3 * torch.randn(6, dtype=torch.float64)).log_softmax(0)
+    log_probs = logits.log_softmax(0)
+    (wanted,) = torch.autograd.grad((log_probs.exp() * (log_probs - reference)).sum(), logits, retain_graph=True)
+    for kind in KLType:
+        expectation = (log_probs.detach().exp() * kl_to_reference(log_probs, reference, kind)).sum()
+        (found,) = torch.autograd.grad(expectation, logits, retain_graph=True)
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_entropy_bonus_lowers_the_loss_and_has_a_gradient(seed: int) -> None:
+    batch = random_batch(seed)
+    plain, _, no_grad, _ = value_and_gradient(batch, PolicyGradient())
+    loss, _, grad, _ = value_and_gradient(batch, PolicyGradient(entropy_bonus=0.7))
+    entropy = torch.linspace(1, 2, len(batch.tokens)).double()
+    assert loss - plain == pytest.approx(float(-0.7 * (batch.weights.double() * entropy).sum()), rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(grad, -0.7 * batch.weights)
+    assert not no_grad.any()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", [RolloutCorrection.TOKEN, RolloutCorrection.SEQUENCE])
+@pytest.mark.parametrize("old", [False, True])
+def test_truncated_importance_weights(seed: int, kind: RolloutCorrection, old: bool) -> None:
+    batch = random_batch(seed, old=old)
+    _, plain, _, _ = value_and_gradient(batch, PolicyGradient())
+    _, grad, _, sums = value_and_gradient(batch, PolicyGradient(correction=kind, correction_max=1.5))
+    policy = (log_probs_of(batch) if batch.old_log_probs is None else batch.old_log_probs).detach().double()
+    differences = (policy - batch.rollout_log_probs.double()).where(batch.response_mask, torch.tensor(0.0).double())
+    sequences = [differences[a:b] for a, b in pairwise(batch.cu_seqlens.tolist())]
+    if kind is RolloutCorrection.SEQUENCE:
+        differences = torch.cat([part.sum().expand(len(part)) for part in sequences])
+    weights = differences.exp().clamp(max=1.5)
+    if kind is RolloutCorrection.TOKEN:
+        assert 0 < int((weights[batch.response_mask] == 1.5).sum()) < int(batch.response_mask.sum())
+    torch.testing.assert_close(grad.double(), plain.double() * weights, rtol=1e-4, atol=1e-8)
+    assert float(sums["correction_weight"]) == pytest.approx(float(weights[batch.response_mask].sum()), rel=1e-5)
+
+
+def test_only_a_kl_penalty_or_an_entropy_bonus_needs_samples_without_an_advantage() -> None:
+    assert not PolicyGradient(dual_clip=3.0, correction=RolloutCorrection.TOKEN).needs_every_sample
+    assert PolicyGradient(kl_penalty=0.1).needs_every_sample
+    assert PolicyGradient(entropy_bonus=0.1).needs_every_sample

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from megatron_rl.config.schema import DataConfig, Domain
-from megatron_rl.data.problems import Problem, batch_indices, load_problems, read_jsonl
+from megatron_rl.data.problems import Problem, load_problems, read_jsonl
 from megatron_rl.errors import InputError
 
 TEST = {"input": "4\n", "output": "8\n", "testtype": "stdin"}
@@ -211,54 +209,3 @@ def test_lines_before_a_broken_one_are_still_read(tmp_path: Path) -> None:
 
 
 # The order of training ---------------------------------------------------------------------------------------
-
-sizes = {"num_items": st.integers(1, 40), "batch_size": st.integers(1, 60), "seed": st.integers()}
-
-
-def visited(num_items: int, batch_size: int, seed: int, shuffle: bool, epochs: int) -> list[list[int]]:
-    """The items of the first whole epochs, epoch by epoch."""
-    steps = -(-num_items * epochs // batch_size)
-    order = [i for step in range(steps) for i in batch_indices(num_items, batch_size, step, seed, shuffle)]
-    return [order[epoch * num_items : (epoch + 1) * num_items] for epoch in range(epochs)]
-
-
-@given(**sizes, shuffle=st.booleans())
-def test_batches_visit_every_item_once_per_epoch(num_items: int, batch_size: int, seed: int, shuffle: bool) -> None:
-    for epoch in visited(num_items, batch_size, seed, shuffle, epochs=6):
-        assert sorted(epoch) == list(range(num_items))
-
-
-@given(**sizes, step=st.integers(0, 10_000), shuffle=st.booleans())
-def test_every_batch_is_full(num_items: int, batch_size: int, seed: int, step: int, shuffle: bool) -> None:
-    assert len(batch_indices(num_items, batch_size, step, seed, shuffle)) == batch_size
-
-
-@given(**sizes, other=st.integers(1, 60))
-def test_the_order_does_not_depend_on_the_batch_size(num_items: int, batch_size: int, seed: int, other: int) -> None:
-    assert visited(num_items, batch_size, seed, True, 3) == visited(num_items, other, seed, True, 3)
-
-
-@given(**sizes)
-def test_without_shuffling_the_order_is_the_file_s(num_items: int, batch_size: int, seed: int) -> None:
-    assert visited(num_items, batch_size, seed, False, 3) == [list(range(num_items))] * 3
-
-
-@given(**sizes, steps=st.lists(st.integers(0, 40), max_size=20))
-def test_a_resumed_step_gets_the_batch_it_would_have_had(
-    num_items: int, batch_size: int, seed: int, steps: list[int]
-) -> None:
-    """Whatever was asked before: no state but the arguments."""
-    straight = [batch_indices(num_items, batch_size, step, seed, True) for step in range(41)]
-    for step in steps:
-        assert batch_indices(num_items, batch_size, step, seed, True) == straight[step]
-
-
-def test_the_order_stays_the_same_over_releases() -> None:
-    """The very numbers: a run resumed by a newer version goes on where it stopped."""
-    batches = [batch_indices(5, 4, step, seed=1, shuffle=True) for step in range(3)]
-    assert batches == [[3, 4, 0, 2], [1, 0, 3, 4], [2, 1, 3, 4]]
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = [tuple(epoch) for seed in (1, 2) for epoch in visited(50, 10, seed, True, epochs=3)]
-    assert len({*orders, tuple(range(50))}) == 7

@@ -32,7 +32,7 @@ from megatron_rl.train import train
 Tensors = list[torch.Tensor]
 
 
-def alternating_advantages(samples: Sequence[ScoredSample]) -> list[float]:
+def alternating_advantages(samples: Sequence[ScoredSample], *_: Any) -> list[float]:
     return [1.0 if number % 2 else -0.5 for number in range(len(samples))]
 
 
