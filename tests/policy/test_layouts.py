@@ -15,7 +15,7 @@ import reference
 import torch
 from ranks import run_job
 from safetensors.torch import load_file
-from tiny import random_sequences, step_sequences
+from tiny import VARIANTS, random_sequences, step_sequences, variant_sequences, variant_settings
 from torch import Tensor
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -139,6 +139,26 @@ def test_a_later_update_of_a_batch_is_clipped_as_a_slow_float64_reference_says(
     found = launch(name).result["off_policy"]
     assert found["clip_fraction"] > 0
     assert_same_curve([found], [wanted], 1e-4, ("loss", "grad_norm", "entropy"))
+
+
+@pytest.fixture(scope="session")
+def variant_curve(model_folders: dict[str, Path], seed: int) -> list[dict[str, float]]:
+    """The steps of `VARIANTS`, slowly."""
+    slow, start = reference.Trainer(model_folders["untied"]), reference.load(model_folders["untied"])
+    return [
+        slow.variant_step(start, variant_sequences(seed, variant), variant_settings(variant))
+        for variant in range(len(VARIANTS))
+    ]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_normaliser_and_term_of_the_loss_is_that_of_a_slow_float64_reference(
+    launch: Launch, variant_curve: list[dict[str, float]], seed: int, name: str
+) -> None:
+    print(f"sequences of seed {seed}")
+    found = launch(name).result["variants"]
+    assert_same_curve(found, variant_curve, 1e-5, ("loss", "grad_norm", "entropy", "lr"))
+    assert 0 < found[3]["clip_fraction"] < 1
 
 
 @pytest.mark.parametrize(("algorithm", "model"), CURVES)

@@ -1,19 +1,28 @@
 """One parallel layout, on real ranks: log-probs, training, export and checkpoints of the tiny models.
 
 Arguments: `tp`, `pp`, `sp`, `vpp`, `cp`, `recompute`, `offload` (before every step), `models` (name to folder), `seed`
-(of the log-prob sequences), `budgets` (micro-batch token budgets to compare), `resume` (a list of [run folder,
-sequence_parallel, steps made]). Rank 0's result holds what `test_layouts.py` compares; tensors go to safetensors files
-in the job's folder.
+(of the sequences of log-probs and of `VARIANTS`), `budgets` (micro-batch token budgets to compare), `resume` (a list of
+[run folder, sequence_parallel, steps made]). Rank 0's result holds what `test_layouts.py` compares; tensors go to
+safetensors files in the job's folder.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ranks import read_arguments, write_result
 from safetensors.torch import save_file
-from tiny import TEMPERATURE, random_sequences, step_sequences, train_config
+from tiny import (
+    TEMPERATURE,
+    VARIANTS,
+    random_sequences,
+    step_sequences,
+    train_config,
+    variant_sequences,
+    variant_settings,
+)
 
 from megatron_rl.algorithms.losses import policy_gradient_loss, sft_loss
 from megatron_rl.checkpoint import load_weights, resume, save_checkpoint
@@ -64,6 +73,19 @@ class Layout:
         for step in range(4):
             policy.train_step(step_sequences(step, sft=False), policy_gradient_loss)
         return policy.train_step(sequences, policy_gradient_loss)
+
+    def variants(self) -> list[dict[str, float]]:
+        """Steps of `VARIANTS`."""
+        policy = self.policy("untied")
+        policy.keep_reference()
+        metrics = []
+        for variant in range(len(VARIANTS)):
+            settings, sequences = variant_settings(variant), variant_sequences(self.arguments["seed"], variant)
+            if settings.kl_penalty > 0:
+                found = policy.reference_log_probs(sequences)
+                sequences = [replace(s, reference_log_probs=x) for s, x in zip(sequences, found, strict=True)]
+            metrics.append(policy.train_step(sequences, partial(policy_gradient_loss, settings=settings)))
+        return metrics
 
     def exported(self, policy: Policy, name: str) -> None:
         """Write the policy's Hugging Face tensors to `name.safetensors`."""
@@ -129,6 +151,7 @@ def exercise(layout: Layout) -> dict[str, Any]:
             layout.weights_only(model, run, f"weights_{number}")
     result["grpo"] = layout.trained("untied", sft=False)
     result["off_policy"] = layout.off_policy()
+    result["variants"] = layout.variants()
     result["budgets"] = {
         budget: layout.policy("untied", budget=budget).train_step(step_sequences(0, sft=False), policy_gradient_loss)
         for budget in arguments.get("budgets", [])
