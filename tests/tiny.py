@@ -167,25 +167,35 @@ def random_sequences(seed: int | str, count: int, sft: bool) -> list[TrainSequen
     ]
 
 
-VARIANTS: list[tuple[LossNormalizer, bool, dict[str, Any]]] = [
-    (LossNormalizer.TOKENS, False, {}),
-    (LossNormalizer.GROUP_TOKENS, False, {"correction": "token", "correction_max": 1.01}),
-    (LossNormalizer.SEQUENCES, False, {"correction": "sequence", "correction_max": 1.2}),
-    (LossNormalizer.CONSTANT, True, {"clip_min": 0.1, "clip_max": 0.28, "dual_clip": 1.2}),
-    (LossNormalizer.TOKENS, False, {"kl_penalty": 0.1, "kl_type": "k3"}),
-    (LossNormalizer.SEQUENCES, False, {"kl_penalty": 0.2, "kl_type": "k1"}),
-    (LossNormalizer.GROUP_TOKENS, False, {"entropy_bonus": 0.5}),
-    (
+VARIANTS: dict[str, tuple[LossNormalizer, bool, PolicyGradient]] = {
+    "paper": (LossNormalizer.GROUP_TOKENS, False, PolicyGradient()),
+    "token_correction": (
+        LossNormalizer.TOKENS,
+        False,
+        PolicyGradient(correction=RolloutCorrection.TOKEN, correction_max=1.01),
+    ),
+    "sequence_correction": (
+        LossNormalizer.SEQUENCES,
+        False,
+        PolicyGradient(correction=RolloutCorrection.SEQUENCE, correction_max=1.2),
+    ),
+    "dual_clip": (LossNormalizer.CONSTANT, True, PolicyGradient(clip_min=0.1, clip_max=0.28, dual_clip=1.2)),
+    "kl_k3": (LossNormalizer.TOKENS, False, PolicyGradient(kl_penalty=0.1, kl_type=KLType.K3)),
+    "kl_k1": (LossNormalizer.SEQUENCES, False, PolicyGradient(kl_penalty=0.2, kl_type=KLType.K1)),
+    "entropy_bonus": (LossNormalizer.GROUP_TOKENS, False, PolicyGradient(entropy_bonus=0.5)),
+    "everything": (
         LossNormalizer.CONSTANT,
         True,
-        {"dual_clip": 2.0, "kl_penalty": 0.1, "kl_type": "k3", "entropy_bonus": 0.1, "correction": "sequence"},
+        PolicyGradient(
+            dual_clip=2.0, kl_penalty=0.1, entropy_bonus=0.1, correction=RolloutCorrection.SEQUENCE, correction_max=3.0
+        ),
     ),
-]
-"""Steps, each with another loss: normaliser, whether it is a later update of a batch, `PolicyGradient`'s settings."""
+}
+"""Losses by name: the normaliser, whether it is a later update of a batch, and the terms."""
 
 
-def variant_sequences(seed: int | str, variant: int) -> list[TrainSequence]:
-    """The batch of a step of `VARIANTS`, three samples to a prompt."""
+def variant_sequences(seed: int | str, variant: str) -> list[TrainSequence]:
+    """A batch for one of `VARIANTS`, three samples to a prompt."""
     normalizer, is_later, _ = VARIANTS[variant]
     sequences = random_sequences(f"{seed} {variant}", 11, sft=False)
     lengths = [len(sequence.tokens) - sequence.prompt_length for sequence in sequences]
@@ -205,16 +215,6 @@ def variant_sequences(seed: int | str, variant: int) -> list[TrainSequence]:
         )
         for sequence, weight, length in zip(sequences, weights, lengths, strict=True)
     ]
-
-
-def variant_settings(variant: int) -> PolicyGradient:
-    """Of the loss of a step of `VARIANTS`."""
-    settings = dict(VARIANTS[variant][2])
-    if "kl_type" in settings:
-        settings["kl_type"] = KLType(settings["kl_type"])
-    if "correction" in settings:
-        settings["correction"] = RolloutCorrection(settings["correction"])
-    return PolicyGradient(**settings)
 
 
 def step_sequences(step: int, sft: bool) -> list[TrainSequence]:

@@ -1,7 +1,8 @@
 """One parallel layout, on real ranks: log-probs, training, export and checkpoints of the tiny models.
 
 Arguments: `tp`, `pp`, `sp`, `vpp`, `cp`, `recompute`, `offload` (before every step), `models` (name to folder), `seed`
-(of the sequences of log-probs and of `VARIANTS`), `budgets` (micro-batch token budgets to compare), `resume` (a list of
+(of the sequences of log-probs and of `VARIANTS`), `golden` (also ten
+steps of each of these), `budgets` (micro-batch token budgets to compare), `resume` (a list of
 [run folder, sequence_parallel, steps made]). Rank 0's result holds what `test_layouts.py` compares; tensors go to
 safetensors files in the job's folder.
 """
@@ -21,7 +22,6 @@ from tiny import (
     step_sequences,
     train_config,
     variant_sequences,
-    variant_settings,
 )
 
 from megatron_rl.algorithms.losses import policy_gradient_loss, sft_loss
@@ -75,17 +75,16 @@ class Layout:
         return policy.train_step(sequences, policy_gradient_loss)
 
     def variants(self) -> list[dict[str, float]]:
-        """Steps of `VARIANTS`."""
+        """One step with each of `VARIANTS`."""
         policy = self.policy("untied")
         policy.keep_reference()
-        metrics = []
-        for variant in range(len(VARIANTS)):
-            settings, sequences = variant_settings(variant), variant_sequences(self.arguments["seed"], variant)
-            if settings.kl_penalty > 0:
-                found = policy.reference_log_probs(sequences)
-                sequences = [replace(s, reference_log_probs=x) for s, x in zip(sequences, found, strict=True)]
-            metrics.append(policy.train_step(sequences, partial(policy_gradient_loss, settings=settings)))
-        return metrics
+        return [variant_step(policy, self.arguments["seed"], variant) for variant in VARIANTS]
+
+    def golden(self, variant: str) -> list[dict[str, float]]:
+        """Ten steps with one of them, on batches that are always the same."""
+        policy = self.policy("untied")
+        policy.keep_reference()
+        return [variant_step(policy, f"golden {step}", variant) for step in range(STEPS)]
 
     def exported(self, policy: Policy, name: str) -> None:
         """Write the policy's Hugging Face tensors to `name.safetensors`."""
@@ -131,6 +130,14 @@ class Layout:
         self.exported(policy, f"{model}_{name}")
 
 
+def variant_step(policy: Policy, seed: int | str, variant: str) -> dict[str, float]:
+    settings, sequences = VARIANTS[variant][2], variant_sequences(seed, variant)
+    if settings.kl_penalty > 0:
+        found = policy.reference_log_probs(sequences)
+        sequences = [replace(s, reference_log_probs=x) for s, x in zip(sequences, found, strict=True)]
+    return policy.train_step(sequences, partial(policy_gradient_loss, settings=settings))
+
+
 def step_counters(policy: Policy) -> list[float]:
     """The optimizer's step counters, each value once."""
     (inner,) = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
@@ -152,6 +159,7 @@ def exercise(layout: Layout) -> dict[str, Any]:
     result["grpo"] = layout.trained("untied", sft=False)
     result["off_policy"] = layout.off_policy()
     result["variants"] = layout.variants()
+    result["golden"] = {variant: layout.golden(variant) for variant in VARIANTS if arguments.get("golden")}
     result["budgets"] = {
         budget: layout.policy("untied", budget=budget).train_step(step_sequences(0, sft=False), policy_gradient_loss)
         for budget in arguments.get("budgets", [])
