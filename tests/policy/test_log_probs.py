@@ -1,9 +1,14 @@
 """Chunked, padded log-probs and their gradients against torch's own in float64."""
 
+import random
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import run_job
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megatron_rl.policy.log_probs import VocabularyPart, token_log_probs, vocabulary_part
@@ -62,10 +67,86 @@ def test_chunks_change_nothing(seed: int, chunk: int, temperature: float) -> Non
     torch.testing.assert_close(cut_entropy, whole_entropy, rtol=1e-5, atol=1e-5)
 
 
-def test_entropy_carries_no_gradient() -> None:
+def gradients(found: Tensor, entropy: Tensor, leaves: tuple[Tensor, Tensor], bonus: float | None) -> list[Tensor]:
+    """Of a loss with a weight of its own for every token, an entropy bonus of that size among it."""
+    weights = torch.linspace(-2, 3, len(found), dtype=found.dtype)
+    loss = (weights * found).sum()
+    if bonus is not None:
+        loss = loss + bonus * (weights.flip(0).square() * entropy).sum()
+    return list(torch.autograd.grad(loss, leaves))
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """Length of the difference, relative."""
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.sampled_from([(40, 40), (37, 48), (2, 16)]),
+    chunk=st.integers(1, 30),
+    temperature=st.floats(0.2, 3.0),
+    bonus=st.sampled_from([-3.0, 0.01, 5.0]),
+)
+def test_an_entropy_bonus_has_the_gradient_of_float64(
+    seed: int, sizes: tuple[int, int], chunk: int, temperature: float, bonus: float
+) -> None:
+    hidden, weight, labels = inputs(*sizes, seed)
+    found = token_log_probs(hidden, weight, labels, VocabularyPart(0, sizes[0], None), temperature, chunk)
+    *wanted, hidden64, weight64 = reference(hidden, weight, labels, sizes[0], temperature)
+    both = gradients(*found, (hidden, weight), bonus)
+    for mine, theirs in zip(both, gradients(*wanted, (hidden64, weight64), bonus), strict=True):
+        assert error(mine, theirs) < 2e-5
+    assert not both[1][sizes[0] :].any(), "padding rows must not move"
+
+
+@pytest.mark.parametrize("chunk", [1, 7, TOKENS, 1000])
+def test_entropy_alone_can_be_the_loss(chunk: int) -> None:
     hidden, weight, labels = inputs(37, 48)
-    _, entropy = token_log_probs(hidden, weight, labels, VocabularyPart(0, 37, None), 1.0, 8)
-    assert not entropy.requires_grad
+    _, entropy = token_log_probs(hidden, weight, labels, VocabularyPart(0, 37, None), 0.7, chunk)
+    _, wanted, *leaves64 = reference(hidden, weight, labels, 37, 0.7)
+    theirs = torch.autograd.grad(wanted.square().sum(), leaves64)
+    for mine, its in zip(torch.autograd.grad(entropy.square().sum(), (hidden, weight)), theirs, strict=True):
+        assert error(mine, its) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_a_bonus_of_zero_changes_no_bit(temperature: float, dtype: torch.dtype) -> None:
+    hidden, weight, labels = inputs(37, 48, dtype=dtype)
+    part = VocabularyPart(0, 37, None)
+    without, with_zero = (
+        gradients(*token_log_probs(hidden, weight, labels, part, temperature, 8), (hidden, weight), bonus)
+        for bonus in (None, 0.0)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(without, with_zero, strict=True))
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """A new one in every run."""
+    return random.SystemRandom().randrange(10**6)
+
+
+def test_a_vocabulary_over_two_ranks_has_the_values_and_gradients_of_a_whole_one(seed: int, tmp_path: Path) -> None:
+    """No padding, some in the second part, more than the second part."""
+    cases = [
+        {"vocab": vocab, "padded": padded, "temperature": temperature, "chunk": chunk, "bonus": bonus}
+        for vocab, padded in [(48, 48), (37, 48), (20, 48)]
+        for temperature, chunk in [(0.7, 7), (1.0, 1000)]
+        for bonus in [None, 0.0, 2.5]
+    ]
+    made = [inputs(case["vocab"], case["padded"], seed + place) for place, case in enumerate(cases)]
+    named = {f"{name}_{i}": t.detach() for i, case in enumerate(made) for name, t in zip("hwl", case, strict=True)}
+    save_file(named, tmp_path / "inputs.safetensors")
+    run_job("log_probs.py", {"cases": cases, "inputs": str(tmp_path / "inputs.safetensors")}, 2, tmp_path / "job")
+    found = load_file(tmp_path / "job" / "found.safetensors")
+    for place, (case, (hidden, weight, labels)) in enumerate(zip(cases, made, strict=True)):
+        *wanted, hidden64, weight64 = reference(hidden, weight, labels, case["vocab"], case["temperature"])
+        wanted += gradients(*wanted, (hidden64, weight64), case["bonus"])
+        for name, theirs in zip(["log_probs", "entropy", "hidden", "weight"], wanted, strict=True):
+            assert error(found[f"{name}_{place}"], theirs.detach()) < 1e-5, (name, case)
 
 
 def test_extreme_logits_do_not_overflow() -> None:
