@@ -6,7 +6,7 @@ Arguments: `model`, `data` (a file of problems), `case`:
 - `train`: a whole stage with `settings` (dotted keys with `__`), of whose weight syncs those of the versions `wrong`
   bring weights that are off by 1%. The result is what stopped it.
 
-The advantages alternate: a random model solves nothing.
+The advantages alternate, with `sparse` those of every other prompt: a random model solves nothing.
 """
 
 import os
@@ -34,6 +34,11 @@ Tensors = list[torch.Tensor]
 
 def alternating_advantages(samples: Sequence[ScoredSample], *_: Any) -> list[float]:
     return [1.0 if number % 2 else -0.5 for number in range(len(samples))]
+
+
+def sparse_advantages(samples: Sequence[ScoredSample], *_: Any) -> list[float]:
+    every = alternating_advantages(samples)
+    return [0.0 if s.prompt_index % 2 else advantage for s, advantage in zip(samples, every, strict=True)]
 
 
 # A stage whose engine gets wrong weights -------------------------------------------------------------------------
@@ -161,7 +166,7 @@ def same(a: Tensors, b: Tensors) -> bool:
 
 def main() -> None:
     arguments, folder = read_arguments()
-    megatron_rl.grpo.sample_advantages = alternating_advantages
+    megatron_rl.grpo.sample_advantages = sparse_advantages if arguments.get("sparse") else alternating_advantages
     config = train_config(arguments["model"], **arguments["settings"])
     config = replace(config, data=replace(config.data, path=arguments["data"]), output_dir=str(folder), name="run")
     found = try_gate(config) if arguments["case"] == "gate" else run_stage(config, arguments["wrong"])
