@@ -13,6 +13,9 @@ from megatron_rl.config.check import check_config
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.errors import InputError
 
+_GONE = {"policy.activation_checkpointing": "policy.recompute_granularity=full"}
+"""Keys of older versions, and of other projects, with what to write instead."""
+
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The checked configuration of `recipe` with `key=value` overrides applied last.
@@ -97,4 +100,6 @@ def _unknown_key(error: OmegaConfBaseException, source: str) -> str:
     remedy = (
         f"did you mean {'.'.join(filter(None, [prefix, close[0]]))!r}?" if close else f"known here: {sorted(known)}"
     )
+    if key in _GONE:
+        remedy = f"write {_GONE[key]}"
     return f"{source}: unknown key {key!r}; {remedy}"

@@ -26,6 +26,11 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class RecomputeGranularity(StrEnum):
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
 class FP8Recipe(StrEnum):
     TENSORWISE = "tensorwise"
     BLOCKWISE = "blockwise"
@@ -126,8 +131,10 @@ class PolicyConfig:
     context_parallel_size: int = 1
     """Ranks that share every sequence, each holding a part of its tokens."""
     sequence_parallel: bool = False
-    activation_checkpointing: bool = False
-    """Keep only each layer's input in the forward pass and compute the layer again in the backward pass."""
+    recompute_granularity: RecomputeGranularity | None = None
+    """What is not kept in the forward pass but computed again in the backward pass: the MLPs (`selective`: the larger
+    part of the memory, and attention, dear in long sequences, is not done twice), or all but each layer's input
+    (`full`)."""
     precision: Precision = Precision.BF16
     max_total_sequence_length: int = MISSING
     """Prompt and response together, in tokens."""

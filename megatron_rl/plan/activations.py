@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from converters.hf_config import ModelShape
-from megatron_rl.config.schema import PolicyConfig, Precision
+from megatron_rl.config.schema import PolicyConfig, Precision, RecomputeGranularity
 
 _FP32 = 4
 
@@ -68,13 +68,16 @@ def activations(
     layers //= vpp  # of a chunk
     last = stage == pp - 1
     hidden = sizes.S * sizes.H * sizes.e
-    layer = _layer_kept(sizes, spec)
+    layer, mlp = _attention_kept(sizes, spec), _mlp_kept(sizes, spec)
     work = _layer_work(sizes, spec, policy.sequence_parallel)
-    if policy.activation_checkpointing:
-        # Every layer's input, and the chunk's output; then one layer again, all of it.
-        kept, work = (layers + 1) * hidden, layer + work
-    else:
-        kept = layers * layer + hidden
+    match policy.recompute_granularity:
+        case None:
+            layer += mlp
+        case RecomputeGranularity.SELECTIVE:
+            work += mlp  # one MLP again
+        case RecomputeGranularity.FULL:
+            layer, work = hidden, layer + mlp + work  # every layer's input; one layer again
+    kept = layers * layer + hidden  # with the chunk's output
     # The schedule starts this many forward passes of chunks before the stage's first backward pass.
     in_flight = pp - stage if vpp == 1 else 2 * (pp - stage - 1) + (vpp - 1) * pp + 1
     log_probs = 0.0
@@ -129,22 +132,30 @@ def _sizes(policy: PolicyConfig, shape: ModelShape, tokens: int) -> _Sizes:
     )
 
 
-def _layer_kept(x: _Sizes, spec: Spec) -> float:
-    """All that one layer's backward pass reads."""
+def _attention_kept(x: _Sizes, spec: Spec) -> float:
+    """What one layer's backward pass reads where its MLP is computed again: the MLP's input is part of it."""
     rope = 4 * x.T * x.D * x.e  # cosine and sine, for queries and keys
-    statistics = x.T * x.heads * _FP32 + 2 * x.S * _FP32  # of softmax and of both norms
+    softmax = x.T * x.heads * _FP32
+    norm = x.S * _FP32
     if spec is Spec.TRANSFORMER_ENGINE:
-        norms = 2 * x.S * x.H * (x.e + x.linear_e)  # inputs, and outputs as linear layers read them
+        # Input of both norms, and output of one as linear layers read it.
+        hidden = x.S * x.H * (2 * x.e + x.linear_e)
         # Queries, keys, values, and the output, which FP8's linear layer reads from a copy.
         attention = x.T * (2 * x.A + 2 * x.K) * x.e + (x.T * x.A if x.linear_e != x.e else 0)
-        mlp = 2 * x.T * x.F * x.e + x.T * x.F * x.linear_e  # before and after SwiGLU
-        return norms + attention + mlp + rope + statistics
-    norms = 2 * x.S * x.H * 3 * x.e  # input, normed, times the weight
+        return hidden + norm + attention + rope + softmax
+    hidden = 2 * x.S * x.H * 3 * x.e  # of both norms: input, normed, times the weight
     # Keys and values repeated for every query head; queries, keys and values before and after they are laid side by
     # side; the output before and after.
     attention = 8 * x.T * x.A * x.e + 8 * x.T
-    mlp = 5 * x.T * x.F * x.e  # both halves, SiLU of one, the other plus its offset 0, the product
-    return norms + attention + mlp + rope + statistics
+    return hidden + 2 * norm + attention + rope + softmax
+
+
+def _mlp_kept(x: _Sizes, spec: Spec) -> float:
+    """What the backward pass of one MLP reads besides; Transformer Engine's has its norm in it."""
+    if spec is Spec.TRANSFORMER_ENGINE:
+        # The norm's output as the linear layer reads it; before and after SwiGLU.
+        return x.S * x.H * x.linear_e + x.S * _FP32 + 2 * x.T * x.F * x.e + x.T * x.F * x.linear_e
+    return 5 * x.T * x.F * x.e  # both halves, SiLU of one, the other plus its offset 0, the product
 
 
 def _layer_work(x: _Sizes, spec: Spec, sequence_parallel: bool) -> float:

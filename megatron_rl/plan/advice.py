@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from megatron_rl.config.schema import TrainConfig
+from megatron_rl.config.schema import RecomputeGranularity, TrainConfig
 from megatron_rl.plan.hardware import GPU
 from megatron_rl.plan.memory import EngineMemory, RankMemory
 
@@ -48,8 +48,8 @@ def _layer_part(rank: RankMemory) -> float:
 
 def _less_activations(config: TrainConfig) -> str:
     policy = config.policy
-    if not policy.activation_checkpointing:
-        return "set policy.activation_checkpointing=true"
+    if policy.recompute_granularity is not RecomputeGranularity.FULL:
+        return "set policy.recompute_granularity=full"
     if policy.micro_batch_tokens > policy.max_total_sequence_length:
         return f"lower policy.micro_batch_tokens={policy.micro_batch_tokens}"
     if policy.tensor_model_parallel_size > 1 and not policy.sequence_parallel:

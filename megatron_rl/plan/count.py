@@ -50,7 +50,7 @@ def count_shards(policy: PolicyConfig, architecture: Architecture) -> list[Shard
         policy,
         virtual_pipeline_model_parallel_size=None,
         context_parallel_size=1,
-        activation_checkpointing=False,
+        recompute_granularity=None,
         fp8=None,
     )
     return [_count(plain, architecture, stage) for stage in range(policy.pipeline_model_parallel_size)]

@@ -10,7 +10,7 @@ from converters.families.family import Family
 from converters.hf_config import ModelShape
 from converters.layout import Layout
 from megatron_rl.config.check import check_config
-from megatron_rl.config.schema import PolicyConfig, TrainConfig
+from megatron_rl.config.schema import PolicyConfig, RecomputeGranularity, TrainConfig
 from megatron_rl.errors import InputError
 from megatron_rl.plan.activations import element_bytes
 from megatron_rl.plan.advice import problems
@@ -73,13 +73,13 @@ class Search:
         return min(seconds, key=lambda tp: seconds[tp], default=self.config.generation.tensor_parallel_size)
 
     def _fitting(self, engine_tp: int | None) -> Iterator[TrainConfig]:
-        """Legal layouts that fit; with recomputation only where it does not go without."""
+        """Legal layouts that fit; with as little recomputation as will do."""
         config = self.config if engine_tp is None else _with_engine(self.config, engine_tp)
         longest, budget = config.policy.max_total_sequence_length, config.policy.micro_batch_tokens
         budgets = [budget, *(other for other in (longest, 2 * longest) if not 2 / 3 < other / budget < 3 / 2)]
         chunks = dict.fromkeys((None, config.policy.virtual_pipeline_model_parallel_size))
         for tp, pp, vpp, cp, budget in product(_SIZES, _SIZES, chunks, _SIZES, budgets):
-            for recompute in (False, True):
+            for recompute in (None, RecomputeGranularity.SELECTIVE, RecomputeGranularity.FULL):
                 policy = replace(
                     config.policy,
                     tensor_model_parallel_size=tp,
@@ -87,7 +87,7 @@ class Search:
                     virtual_pipeline_model_parallel_size=vpp,
                     context_parallel_size=cp,
                     sequence_parallel=tp > 1,
-                    activation_checkpointing=recompute,
+                    recompute_granularity=recompute,
                     micro_batch_tokens=budget,
                 )
                 candidate = replace(config, policy=policy)
@@ -164,7 +164,7 @@ def _with_engine(config: TrainConfig, tp: int) -> TrainConfig:
 
 _SEARCHED = (
     *("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
-    *("context_parallel_size", "sequence_parallel", "activation_checkpointing", "micro_batch_tokens"),
+    *("context_parallel_size", "sequence_parallel", "recompute_granularity", "micro_batch_tokens"),
 )
 
 

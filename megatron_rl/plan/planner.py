@@ -12,6 +12,7 @@ from megatron_rl.plan.count import count_shards
 from megatron_rl.plan.hardware import GPU
 from megatron_rl.plan.layouts import Candidate, Search, padded_for
 from megatron_rl.plan.memory import EngineMemory, RankMemory, engine_memory, rank_memory
+from megatron_rl.plan.roofline import recomputed_flops
 from megatron_rl.plan.shards import whole_model
 from megatron_rl.plan.speed import StepEstimate, estimate_step
 from megatron_rl.policy.model import Architecture
@@ -24,7 +25,7 @@ class Flops:
 
     Attributes:
         training: forward and backward pass.
-        recomputation: the forward pass again, 0 without activation checkpointing.
+        recomputation: what of the forward pass is done again.
         generation: one forward pass over every response token.
     """
 
@@ -88,16 +89,16 @@ def make_plan(
         ranks=ranks,
         engine=engine,
         step=step,
-        flops=_flops(config, step),
+        flops=_flops(config, shape, step),
         problems=list(problems(config, ranks, engine, gpu)),
         suggestions=search.best(suggestions) if suggestions else [],
     )
 
 
-def _flops(config: TrainConfig, step: StepEstimate) -> Flops:
+def _flops(config: TrainConfig, shape: ModelShape, step: StepEstimate) -> Flops:
     forward = step.train_flops / 3
     return Flops(
         training=step.train_flops,
-        recomputation=forward if config.policy.activation_checkpointing else 0.0,
+        recomputation=recomputed_flops(config.policy, shape, forward, step.train_tokens),
         generation=forward / step.train_tokens * step.response_tokens if config.grpo is not None else 0.0,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from converters.hf_config import ModelShape
-from megatron_rl.config.schema import ClusterConfig, GenerationConfig, PolicyConfig
+from megatron_rl.config.schema import ClusterConfig, GenerationConfig, PolicyConfig, RecomputeGranularity
 from megatron_rl.plan.assumptions import Assumptions
 from megatron_rl.plan.hardware import GPU
 
@@ -17,8 +17,12 @@ _GIB = 1 << 30
 def matmul_parameters(shape: ModelShape) -> int:
     """Parameters that multiply every token: all but the embedding table and the norms."""
     attention = shape.hidden_size * (2 * shape.query_size + 2 * shape.key_value_size)
-    mlp = 3 * shape.hidden_size * shape.ffn_hidden_size
-    return shape.num_layers * (attention + mlp) + shape.vocab_size * shape.hidden_size
+    return shape.num_layers * attention + mlp_parameters(shape) + shape.vocab_size * shape.hidden_size
+
+
+def mlp_parameters(shape: ModelShape) -> int:
+    """Of these, those of the MLPs."""
+    return shape.num_layers * 3 * shape.hidden_size * shape.ffn_hidden_size
 
 
 def weight_parameters(shape: ModelShape) -> int:
@@ -95,6 +99,17 @@ def train_flops(shape: ModelShape, lengths: Sequence[int]) -> float:
     return 3 * (linear + sum(attention_flops(shape, length) for length in lengths))
 
 
+def recomputed_flops(policy: PolicyConfig, shape: ModelShape, forward: float, tokens: int) -> float:
+    """What the backward pass does again of a forward pass of `forward` operations on `tokens` tokens."""
+    match policy.recompute_granularity:
+        case None:
+            return 0.0
+        case RecomputeGranularity.SELECTIVE:
+            return 2.0 * mlp_parameters(shape) * tokens
+        case RecomputeGranularity.FULL:
+            return forward
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainCost:
     """Coefficients of one pipeline stage's work on a micro-batch, in seconds."""
@@ -116,10 +131,14 @@ def train_cost(
 ) -> TrainCost:
     """The roofline of one pipeline stage: TP, then CP, then DP lie closest together, as Megatron orders ranks."""
     tp, pp, cp = _layout(policy)
-    passes = 4 if policy.activation_checkpointing else 3  # forward, (again,) backward with its two products
+    full = policy.recompute_granularity is RecomputeGranularity.FULL
+    passes = 4 if full else 3  # forward, (again,) backward with its two products
     bf16 = gpu.bf16_tflops * 1e12 * assumptions.training_efficiency
     linear = bf16 if policy.fp8 is None else gpu.fp8_tflops * 1e12 * assumptions.fp8_efficiency
     head = shape.vocab_size * shape.hidden_size  # never in FP8
+    layers = passes * (matmul_parameters(shape) - head)
+    if policy.recompute_granularity is RecomputeGranularity.SELECTIVE:
+        layers += mlp_parameters(shape)
     shared = tp * cp * pp
     exchange = _exchange_seconds_per_token(policy, cluster, shape, gpu, assumptions)
     world = cluster.num_nodes * cluster.gpus_per_node
@@ -127,7 +146,7 @@ def train_cost(
     link = _link(gpu, assumptions, within_node=world <= cluster.gpus_per_node)
     moved = (4 + 2) * weight_parameters(shape) / (tp * pp) * (copies - 1) / copies  # fp32 gradients, bf16 weights
     return TrainCost(
-        per_token=passes * 2 * ((matmul_parameters(shape) - head) / linear + head / bf16) / shared + exchange / pp,
+        per_token=2 * (layers / linear + passes * head / bf16) / shared + exchange / pp,
         per_squared_token=passes * 2 * shape.num_layers * shape.query_size / bf16 / shared,
         update=moved / link,
     )
@@ -139,9 +158,11 @@ def _exchange_seconds_per_token(
     """Activations over TP (four gatherings or scatterings a layer in each direction) and keys and values over CP, for
     all layers, not hidden behind arithmetic."""
     tp, _, cp = _layout(policy)
-    passes = 3 if policy.activation_checkpointing else 2
-    over_tp = passes * 4 * shape.hidden_size * 2 * (tp - 1) / tp / cp
-    over_cp = passes * 2 * shape.key_value_size / tp * 2 * (cp - 1) / cp
+    again = policy.recompute_granularity
+    attention = 3 if again is RecomputeGranularity.FULL else 2  # forward, (again,) backward
+    mlp = 2 if again is None else 3
+    over_tp = (attention + mlp) * 2 * shape.hidden_size * 2 * (tp - 1) / tp / cp
+    over_cp = attention * 2 * shape.key_value_size / tp * 2 * (cp - 1) / cp
     tp_link = _link(gpu, assumptions, within_node=tp <= cluster.gpus_per_node)
     cp_link = _link(gpu, assumptions, within_node=tp * cp <= cluster.gpus_per_node)
     return shape.num_layers * (over_tp / tp_link + over_cp / cp_link)

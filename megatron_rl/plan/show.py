@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rl.config.schema import PolicyConfig
+from megatron_rl.config.schema import PolicyConfig, RecomputeGranularity
 from megatron_rl.plan.assumptions import Assumptions, assumption_lines
 from megatron_rl.plan.layouts import Candidate
 from megatron_rl.plan.memory import MEMORY_ASSUMPTIONS, EngineMemory, RankMemory, longest_micro_batch
@@ -19,6 +19,11 @@ if TYPE_CHECKING:  # the planner brings Megatron-Core
 _WIDTH = 100
 """Columns where standard output is not a terminal."""
 _PETA = 1e15
+_KEPT = {
+    None: "activations",
+    RecomputeGranularity.SELECTIVE: "activations but MLPs'",
+    RecomputeGranularity.FULL: "layers' inputs",
+}
 
 
 def stdout_console() -> Console:
@@ -101,7 +106,7 @@ def _memory_table(plan: "Plan") -> Table:
 def _memory_rows(plan: "Plan") -> Iterator[tuple[str, Callable[[RankMemory], str], bool]]:
     """Label, cell, and whether the row is a sum."""
     policy = plan.config.policy
-    kept = "layers' inputs" if policy.activation_checkpointing else "activations"
+    kept = _KEPT[policy.recompute_granularity]
     tokens = longest_micro_batch(policy)
 
     def gib(of: Callable[[RankMemory], float]) -> Callable[[RankMemory], str]:
@@ -192,7 +197,7 @@ def _suggestion_table(plan: "Plan") -> Table:
             _stages(policy),
             f"{policy.context_parallel_size}",
             f"{policy.micro_batch_tokens:,}",
-            "yes" if policy.activation_checkpointing else "no",
+            policy.recompute_granularity or "none",
             f"{generation.tensor_parallel_size}" if generation is not None else "-",
         )
     return table

@@ -21,7 +21,7 @@ from converters.families import family_of
 from converters.families.family import Family
 from converters.hf_config import ModelShape, model_shape, read_config
 from converters.model import ModelGroups
-from megatron_rl.config.schema import PolicyConfig, Precision
+from megatron_rl.config.schema import PolicyConfig, Precision, RecomputeGranularity
 from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.layer_spec import layer_spec
@@ -166,9 +166,14 @@ def _transformer_config(config: PolicyConfig, architecture: Architecture, parall
 
 
 def _recomputation(config: PolicyConfig) -> dict[str, Any]:
-    if not config.activation_checkpointing:
-        return {}
-    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    match config.recompute_granularity:
+        case None:
+            return {}
+        case RecomputeGranularity.SELECTIVE:
+            # Not Megatron's choice, attention's core: fused attention keeps nothing that is worth it.
+            return {"recompute_granularity": "selective", "recompute_modules": ["mlp", "moe"]}
+        case RecomputeGranularity.FULL:
+            return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 def _fp8(config: PolicyConfig, parallel: Parallel) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_a_circle_through_a_relative_path_is_refused(tmp_path: Path, monkeypatch
         ("algorithm=ppo", "ppo"),
         ("policy.sequence_parallel=7.5", "policy.sequence_parallel"),
         ("policy=3", "PolicyConfig"),
+        ("policy.activation_checkpointing=true", "activation_checkpointing'; write policy.recompute_granularity=full"),
     ],
 )
 def test_bad_overrides_name_the_key(recipe: Path, override: str, message: str) -> None:

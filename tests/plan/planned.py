@@ -42,7 +42,7 @@ _RECIPE: dict[str, Any] = {
         "model_name": "models/DeepSeek-R1-Distill-Qwen-14B",
         "tensor_model_parallel_size": 8,
         "sequence_parallel": True,
-        "activation_checkpointing": True,
+        "recompute_granularity": "full",
         "max_total_sequence_length": 34816,
         "micro_batch_tokens": 34816,
     },

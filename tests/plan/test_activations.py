@@ -25,9 +25,10 @@ MODEL = {
     "max_position_embeddings": 4096,
 }
 CASES: dict[str, dict[str, Any]] = {
-    "kept": {"policy__activation_checkpointing": False},
-    "recomputed": {"policy__activation_checkpointing": True},
-    "logits": {"policy__activation_checkpointing": True, "policy__logprob_chunk_tokens": 512},
+    "kept": {},
+    "selective": {"policy__recompute_granularity": "selective"},
+    "recomputed": {"policy__recompute_granularity": "full"},
+    "logits": {"policy__recompute_granularity": "full", "policy__logprob_chunk_tokens": 512},
 }
 
 
@@ -87,10 +88,14 @@ def test_transformer_engine_by_hand() -> None:
     statistics = 40 / 8 * 4 + 2 * 4 / 8
     layer = 32768 * (norms + attention + mlp + rope + statistics)
     hidden = 32768 * 5120 / 8 * 2
-    assert of_14b(activation_checkpointing=False).kept == pytest.approx(48 * layer + hidden)
-    recomputed = of_14b(activation_checkpointing=True)
+    assert of_14b(recompute_granularity=None).kept == pytest.approx(48 * layer + hidden)
+    recomputed = of_14b(recompute_granularity="full")
     assert recomputed.kept == 49 * hidden
     assert recomputed.layer_work > layer
+    selective = of_14b(recompute_granularity="selective")
+    again = 32768 * (mlp + 5120 / 8 * 2 + 4 / 8)  # with the output of its norm
+    assert selective.kept == pytest.approx(48 * (layer - again) + hidden)
+    assert selective.layer_work == pytest.approx(of_14b(recompute_granularity=None).layer_work + again)
 
 
 def test_context_parallelism_divides_the_tokens() -> None:
@@ -104,14 +109,14 @@ def test_early_pipeline_stages_hold_more_micro_batches_and_only_the_last_has_log
 
 
 def test_an_interleaved_pipeline_holds_what_megatron_starts_before_its_first_backward_pass() -> None:
-    plain = of_14b(3, 12, pipeline_model_parallel_size=4, activation_checkpointing=True)
+    plain = of_14b(3, 12, pipeline_model_parallel_size=4, recompute_granularity="full")
     changes = {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 3}
-    first, last = (of_14b(stage, 12, activation_checkpointing=True, **changes) for stage in (0, 3))
+    first, last = (of_14b(stage, 12, recompute_granularity="full", **changes) for stage in (0, 3))
     chunk = plain.kept / 13 * 5  # inputs of 4 layers, and an output
     assert (first.kept, last.kept) == pytest.approx((15 * chunk, 9 * chunk))
 
 
 def test_fp8_halves_what_linear_layers_keep() -> None:
-    plain = of_14b(activation_checkpointing=False)
-    fp8 = of_14b(activation_checkpointing=False, fp8=FP8Config())
+    plain = of_14b(recompute_granularity=None)
+    fp8 = of_14b(recompute_granularity=None, fp8=FP8Config())
     assert 0.7 * plain.kept < fp8.kept < 0.95 * plain.kept

@@ -101,8 +101,8 @@ def test_a_recipe_that_fits_has_no_problems() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     (
-        {"policy__activation_checkpointing": False, "policy__tensor_model_parallel_size": 2},
-        r"training needs \d+\.\d GiB .*activations.*: set policy.activation_checkpointing=true",
+        {"policy__recompute_granularity": None, "policy__tensor_model_parallel_size": 2},
+        r"training needs \d+\.\d GiB .*activations.*: set policy.recompute_granularity=full",
     ),
     ({"policy__micro_batch_tokens": 2**20}, r"activations.*: lower policy.micro_batch_tokens=1048576"),
     (

@@ -8,7 +8,7 @@ from planned import B14, config
 from converters.families import family_of
 from converters.hf_config import model_shape
 from megatron_rl.config.check import check_config
-from megatron_rl.config.schema import TrainConfig
+from megatron_rl.config.schema import RecomputeGranularity, TrainConfig
 from megatron_rl.plan.advice import problems
 from megatron_rl.plan.assumptions import ASSUMPTIONS
 from megatron_rl.plan.hardware import H100
@@ -18,6 +18,12 @@ from megatron_rl.plan.layouts import Candidate, Search
 def search(planned: TrainConfig, count: int = 5) -> list[Candidate]:
     shape = model_shape(B14, 1)
     return Search(config=planned, family=family_of(B14), shape=shape, gpu=H100, assumptions=ASSUMPTIONS).best(count)
+
+
+def changed(candidate: Candidate) -> dict[str, str | None]:
+    """Its settings as `config` takes them."""
+    changes = dict(setting.replace(".", "__").split("=") for setting in candidate.settings)
+    return {key: None if value == "null" else value for key, value in changes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,7 @@ def test_the_fastest_come_first(best: list[Candidate]) -> None:
 def test_the_settings_make_the_layout_of_the_recipe(best: list[Candidate]) -> None:
     poor = {"policy__pipeline_model_parallel_size": 8, "generation__tensor_parallel_size": 1}
     for candidate in best[:5]:
-        changes = dict(setting.replace(".", "__").split("=") for setting in candidate.settings)
+        changes = changed(candidate)
         assert config(**poor | changes) == candidate.config
         assert "policy__pipeline_model_parallel_size" in changes
 
@@ -53,15 +59,13 @@ def test_interleaving_is_kept_or_left_out() -> None:
     found = search(config(**interleaved), 1000)
     assert {candidate.config.policy.virtual_pipeline_model_parallel_size for candidate in found} == {None, 3}
     for candidate in found[:20]:
-        changes = dict(setting.replace(".", "__").split("=") for setting in candidate.settings)
-        given = {key: None if value == "null" else value for key, value in changes.items()}
-        assert config(**interleaved | given) == candidate.config
+        assert config(**interleaved | changed(candidate)) == candidate.config
 
 
 def test_recomputation_is_suggested_only_where_it_does_not_fit_without(best: list[Candidate]) -> None:
-    by_recompute = {candidate.config.policy.activation_checkpointing for candidate in best}
-    assert by_recompute == {False, True}
-    tight = [candidate for candidate in best if candidate.config.policy.activation_checkpointing]
+    by_recompute = {candidate.config.policy.recompute_granularity for candidate in best}
+    assert by_recompute == {None, *RecomputeGranularity}
+    tight = [candidate for candidate in best if candidate.config.policy.recompute_granularity]
     assert all(max(rank.training for rank in candidate.ranks) < H100.memory_gib for candidate in tight)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from plan_case import QWEN_7B, TINY, grpo_config
 
-from megatron_rl.config.schema import Algorithm, Domain, FP8Config, SFTConfig
+from megatron_rl.config.schema import Algorithm, Domain, FP8Config, RecomputeGranularity, SFTConfig
 from megatron_rl.errors import InputError
 from megatron_rl.plan import roofline
 from megatron_rl.plan.assumptions import ASSUMPTIONS, Assumptions, assumption_lines
@@ -90,12 +90,16 @@ def test_training_does_three_times_the_forward_pass_by_hand() -> None:
     assert training.seconds == pytest.approx(3 * forward / 989e12, rel=1e-6)  # 8 ranks, one sequence each
 
 
-def test_recomputation_adds_a_third_and_fp8_takes_from_linear_layers_only() -> None:
+def test_recomputation_adds_a_third_or_the_mlps_and_fp8_takes_from_linear_layers_only() -> None:
     plain = roofline.train_cost(grpo_config().policy, grpo_config().cluster, QWEN_7B, H100, IDEAL)
-    again = grpo_config(policy={"activation_checkpointing": True})
+    again = grpo_config(policy={"recompute_granularity": RecomputeGranularity.FULL})
     fp8 = grpo_config(policy={"fp8": FP8Config()})
     cost = roofline.train_cost(again.policy, again.cluster, QWEN_7B, H100, IDEAL)
     assert cost.micro_batch_seconds([512, 64]) == pytest.approx(4 / 3 * plain.micro_batch_seconds([512, 64]), rel=1e-6)
+    mlps = grpo_config(policy={"recompute_granularity": RecomputeGranularity.SELECTIVE})
+    cost = roofline.train_cost(mlps.policy, mlps.cluster, QWEN_7B, H100, IDEAL)
+    assert cost.per_squared_token == plain.per_squared_token
+    assert cost.per_token - plain.per_token == pytest.approx(2 * 28 * 3 * 3584 * 18944 / 989e12, rel=1e-6)
     cost = roofline.train_cost(fp8.policy, fp8.cluster, QWEN_7B, H100, IDEAL)
     assert cost.per_squared_token == plain.per_squared_token
     head = 3 * 2 * 152064 * 3584 / 989e12

@@ -23,11 +23,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"ranks": 2, "tp": 2, "pp": 1, "sp": False, "offload": True},
     "pp2": {"ranks": 2, "tp": 1, "pp": 2, "sp": False},
     "dp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False, "offload": True},
-    "tp2_sp": {"ranks": 2, "tp": 2, "pp": 1, "sp": True},
-    "cp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False, "cp": 2, "recompute": True},
+    "tp2_sp": {"ranks": 2, "tp": 2, "pp": 1, "sp": True, "recompute": "selective"},
+    "cp2": {"ranks": 2, "tp": 1, "pp": 1, "sp": False, "cp": 2, "recompute": "full"},
     "tp2_pp2": {"ranks": 4, "tp": 2, "pp": 2, "sp": False},
     "pp2_vpp2": {"ranks": 2, "tp": 1, "pp": 2, "sp": False, "vpp": 2, "budgets": [60, 100_000]},
-    "tp2_pp2_vpp2": {"ranks": 4, "tp": 2, "pp": 2, "sp": True, "vpp": 2, "recompute": True},
+    "tp2_pp2_vpp2": {"ranks": 4, "tp": 2, "pp": 2, "sp": True, "vpp": 2, "recompute": "full"},
 }
 OTHERS = [name for name in LAYOUTS if name != "tp1"]
 RESUMING = ["pp2", "dp2", "cp2", "tp2_sp", "tp2_pp2", "pp2_vpp2", "tp2_pp2_vpp2"]

@@ -50,7 +50,7 @@ class Layout:
             policy__pipeline_model_parallel_size=self.arguments["pp"],
             policy__virtual_pipeline_model_parallel_size=self.arguments.get("vpp"),
             policy__context_parallel_size=self.arguments.get("cp", 1),
-            policy__activation_checkpointing=self.arguments.get("recompute", False),
+            policy__recompute_granularity=self.arguments.get("recompute"),
             policy__sequence_parallel=self.arguments["sp"] if sp is None else sp,
             policy__micro_batch_tokens=budget,
             policy__make_vocab_size_divisible_by=self.arguments.get("vocab_divisor", 16),
