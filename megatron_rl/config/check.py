@@ -2,7 +2,7 @@
 
 import math
 
-from megatron_rl.config.schema import Algorithm, GenerationConfig, GRPOConfig, PolicyConfig, TrainConfig
+from megatron_rl.config.schema import Algorithm, GenerationConfig, GRPOConfig, PolicyConfig, Precision, TrainConfig
 from megatron_rl.errors import InputError
 
 _POSITIVE = (
@@ -50,6 +50,7 @@ def check_config(config: TrainConfig) -> None:
             raise InputError(f"{key}={value}: must be at least 1")
     _check_sections(config)
     _check_layout(config)
+    _check_precision(config.policy)
     _check_start(config.policy)
     for section, key in _SECONDS:
         seconds = getattr(getattr(config, section), key, 1.0)
@@ -129,6 +130,23 @@ def _check_layout(config: TrainConfig) -> None:
         )
     if policy.sequence_parallel and tp == 1:
         raise InputError("policy.sequence_parallel=true needs policy.tensor_model_parallel_size above 1; it is 1")
+
+
+def _check_precision(policy: PolicyConfig) -> None:
+    optimizer = policy.optimizer
+    moments = [key for key in ("exp_avg_dtype", "exp_avg_sq_dtype") if getattr(optimizer, key) is Precision.BF16]
+    needs_bf16 = {
+        "grad_reduce_in_fp32=false": not policy.grad_reduce_in_fp32,
+        "optimizer.optimizer_cpu_offload=true": optimizer.optimizer_cpu_offload,
+    } | {f"optimizer.{key}=bf16": True for key in moments}
+    for setting, is_set in needs_bf16.items():
+        if is_set and policy.precision is not Precision.BF16:
+            raise InputError(f"policy.{setting} needs policy.precision=bf16; it is {policy.precision}")
+    if optimizer.optimizer_cpu_offload and moments:
+        raise InputError(
+            f"policy.optimizer.{moments[0]}=bf16 takes no effect with policy.optimizer.optimizer_cpu_offload=true, "
+            "whose step in the host's memory is made in fp32; set one of them"
+        )
 
 
 def _check_start(policy: PolicyConfig) -> None:

@@ -107,6 +107,13 @@ class OptimizerConfig:
     adam_beta2: float = 0.999
     adam_eps: float = 1e-8
     clip_grad: float = 1.0
+    exp_avg_dtype: Precision = Precision.FP32
+    """Of Adam's mean of gradients. In bf16 it takes half the memory; needs Transformer Engine."""
+    exp_avg_sq_dtype: Precision = Precision.FP32
+    """Of Adam's mean of squared gradients, likewise. In bf16 it hardly shrinks any more: what a step of `adam_beta2` =
+    0.999 takes away is rounded off."""
+    optimizer_cpu_offload: bool = False
+    """Main weights and Adam's means stay in the host's memory, where the step is made; without a GPU they always do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +143,8 @@ class PolicyConfig:
     part of the memory, and attention, dear in long sequences, is not done twice), or all but each layer's input
     (`full`)."""
     precision: Precision = Precision.BF16
+    grad_reduce_in_fp32: bool = True
+    """Gradients are summed up in fp32, over micro-batches and ranks; false: in bf16, at half the memory."""
     max_total_sequence_length: int = MISSING
     """Prompt and response together, in tokens."""
     fp8: FP8Config | None = None

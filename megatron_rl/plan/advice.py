@@ -37,7 +37,11 @@ def _training_parts(config: TrainConfig, rank: RankMemory) -> list[tuple[str, fl
         ("activations and working memory", _layer_part(rank), _less_activations(config)),
         ("log-probs", rank.log_prob_work, f"lower policy.logprob_chunk_tokens={policy.logprob_chunk_tokens}"),
         ("weights and gradients", rank.resident.weights + rank.resident.gradients, more_ranks),
-        ("optimizer's state", rank.resident.optimizer, f"raise cluster.num_nodes={config.cluster.num_nodes}"),
+        (
+            "optimizer's state",
+            rank.resident.optimizer,
+            f"raise cluster.num_nodes={config.cluster.num_nodes} or set policy.optimizer.optimizer_cpu_offload=true",
+        ),
     ]
 
 
@@ -59,7 +63,7 @@ def _less_activations(config: TrainConfig) -> str:
 
 def _generation(config: TrainConfig, rank: RankMemory, gpu: GPU) -> str:
     assert config.generation is not None
-    room = gpu.memory_gib - rank.resident.total - rank.sync_buffers
+    room = gpu.memory_gib - rank.idle - rank.sync_buffers
     share = int(100 * room / gpu.memory_gib) / 100
     remedy = (
         f"set it to {share} at most"
@@ -68,7 +72,7 @@ def _generation(config: TrainConfig, rank: RankMemory, gpu: GPU) -> str:
     )
     return (
         f"generation needs {rank.generation:.1f} GiB of the {gpu.name}'s {gpu.memory_gib:.1f} on stage "
-        f"{rank.shard.stage}: the trainer keeps {rank.resident.total:.1f}, weight sync takes {rank.sync_buffers:.1f}, "
+        f"{rank.shard.stage}: the trainer keeps {rank.idle:.1f}, weight sync takes {rank.sync_buffers:.1f}, "
         f"generation.gpu_memory_utilization={config.generation.gpu_memory_utilization} asks for "
         f"{rank.engine_awake:.1f}; {remedy}"
     )

@@ -8,13 +8,11 @@ from megatron_rl.config.schema import GenerationConfig, PolicyConfig, Precision,
 from megatron_rl.plan.activations import Activations, Spec, activations, element_bytes
 from megatron_rl.plan.assumptions import Assumptions
 from megatron_rl.plan.hardware import GPU
-from megatron_rl.plan.roofline import kv_bytes_per_token, kv_cache_tokens, weight_parameters
+from megatron_rl.plan.roofline import gradient_bytes, kv_bytes_per_token, kv_cache_tokens, weight_parameters
 from megatron_rl.plan.shards import Shard
 
 GIB = 2**30
-_GRADIENT_BYTES = 4
-_MOMENT_BYTES = 8
-_MAIN_WEIGHT_BYTES = 4
+_BYTES = {Precision.FP32: 4, Precision.BF16: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,8 @@ MEMORY_ASSUMPTIONS = MemoryAssumptions()
 
 @dataclass(frozen=True, kw_only=True)
 class Resident:
-    """What the trainer holds all the time, in GiB. Gradients are in fp32; the optimizer's state, with main weights
-    where the weights are not in fp32 themselves, is spread over the DP x CP ranks."""
+    """What the trainer holds all the time, in GiB. The optimizer's state, with main weights where the weights are not
+    in fp32 themselves, is spread over the DP x CP ranks; 0 where it lies in the host's memory."""
 
     weights: float
     gradients: float
@@ -77,6 +75,7 @@ class RankMemory:
         activations: kept from forward to backward pass.
         layer_work, log_prob_work: on top of them, one or the other.
         fragmentation: of activations and the larger work.
+        idle: what the trainer holds while the engine is awake.
         engine_asleep, engine_awake: 0 where nothing is generated.
         sync_buffers: while weights are gathered and sent to the engine.
     """
@@ -87,6 +86,7 @@ class RankMemory:
     layer_work: float
     log_prob_work: float
     fragmentation: float
+    idle: float
     engine_asleep: float
     engine_awake: float
     sync_buffers: float
@@ -104,7 +104,7 @@ class RankMemory:
     @property
     def generation(self) -> float:
         """GiB while the engine is awake; 0 where nothing is generated."""
-        return self.resident.total + self.engine_awake + self.sync_buffers if self.engine_awake else 0.0
+        return self.idle + self.engine_awake + self.sync_buffers if self.engine_awake else 0.0
 
 
 def spec_of(config: TrainConfig) -> Spec:
@@ -127,11 +127,14 @@ def rank_memory(
     for shard in shards:
         tokens = longest_micro_batch(policy)
         needed = activations(policy, shape, spec_of(config), shard.stage, shard.layers, tokens)
+        resident = _resident(config, shard, assumptions)
+        away = resident.gradients + resident.optimizer if policy.offload_during_generation else 0.0
         found.append(
             RankMemory(
                 shard=shard,
-                resident=_resident(config, shard, assumptions),
+                resident=resident,
                 **_working(needed, assumptions),
+                idle=resident.total - away,
                 engine_asleep=assumptions.engine_asleep_gib if generates else 0.0,
                 engine_awake=awake,
                 sync_buffers=_sync_buffers(policy, config.generation, shape) / GIB,
@@ -166,12 +169,14 @@ def engine_memory(
 def _resident(config: TrainConfig, shard: Shard, assumptions: MemoryAssumptions) -> Resident:
     policy = config.policy
     copies = config.world_size // (policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size)
+    optimizer = policy.optimizer
+    state = _BYTES[optimizer.exp_avg_dtype] + _BYTES[optimizer.exp_avg_sq_dtype]
     # In fp32 Megatron's distributed optimizer updates the weights themselves.
-    state = _MOMENT_BYTES + (0 if policy.precision is Precision.FP32 else _MAIN_WEIGHT_BYTES)
+    state += 0 if policy.precision is Precision.FP32 else _BYTES[Precision.FP32]
     return Resident(
         weights=shard.weight_bytes / GIB,
-        gradients=shard.parameters * _GRADIENT_BYTES / GIB,
-        optimizer=shard.parameters * state / copies / GIB,
+        gradients=shard.parameters * gradient_bytes(policy) / GIB,
+        optimizer=0.0 if optimizer.optimizer_cpu_offload else shard.parameters * state / copies / GIB,
         context=assumptions.trainer_context_gib,
     )
 

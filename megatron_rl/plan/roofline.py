@@ -32,6 +32,11 @@ def weight_parameters(shape: ModelShape) -> int:
     return matmul_parameters(shape) + table + norms
 
 
+def gradient_bytes(policy: PolicyConfig) -> int:
+    """Of one parameter's gradient."""
+    return 4 if policy.grad_reduce_in_fp32 else 2
+
+
 def kv_bytes_per_token(shape: ModelShape, tp: int = 1) -> int:
     """Key-value cache of one token on one of `tp` GPUs; a key-value head is not divided."""
     heads = max(1, shape.num_key_value_heads // tp)
@@ -144,7 +149,7 @@ def train_cost(
     world = cluster.num_nodes * cluster.gpus_per_node
     copies = world // (tp * pp)
     link = _link(gpu, assumptions, within_node=world <= cluster.gpus_per_node)
-    moved = (4 + 2) * weight_parameters(shape) / (tp * pp) * (copies - 1) / copies  # fp32 gradients, bf16 weights
+    moved = (gradient_bytes(policy) + 2) * weight_parameters(shape) / (tp * pp) * (copies - 1) / copies
     return TrainCost(
         per_token=2 * (layers / linear + passes * head / bf16) / shared + exchange / pp,
         per_squared_token=passes * 2 * shape.num_layers * shape.query_size / bf16 / shared,

@@ -114,8 +114,9 @@ def _memory_rows(plan: "Plan") -> Iterator[tuple[str, Callable[[RankMemory], str
 
     yield "parameters held", lambda rank: f"{rank.shard.parameters / 1e9:.2f}B", False
     yield f"weights ({policy.precision.value})", gib(lambda rank: rank.resident.weights), False
-    yield "gradients (fp32)", gib(lambda rank: rank.resident.gradients), False
-    yield "optimizer (fp32, over DP x CP)", gib(lambda rank: rank.resident.optimizer), False
+    yield f"gradients ({'fp32' if policy.grad_reduce_in_fp32 else 'bf16'})", gib(lambda r: r.resident.gradients), False
+    where = "in the host's memory" if policy.optimizer.optimizer_cpu_offload else "over DP x CP"
+    yield f"optimizer ({where})", gib(lambda rank: rank.resident.optimizer), False
     yield "CUDA and NCCL", gib(lambda rank: rank.resident.context), False
     yield "held all the time", gib(lambda rank: rank.resident.total), True
     yield f"{kept} of {tokens:,} tokens", gib(lambda rank: rank.activations), False
@@ -125,6 +126,8 @@ def _memory_rows(plan: "Plan") -> Iterator[tuple[str, Callable[[RankMemory], str
     yield "vLLM asleep", gib(lambda rank: rank.engine_asleep), False
     yield "training in all", gib(lambda rank: rank.training), True
     if plan.engine is not None:
+        if policy.offload_during_generation:
+            yield "held while vLLM is awake", gib(lambda rank: rank.idle), False
         yield "weight sync's buffers", gib(lambda rank: rank.sync_buffers), False
         yield "vLLM awake", gib(lambda rank: rank.engine_awake), False
         yield "generation in all", gib(lambda rank: rank.generation), True

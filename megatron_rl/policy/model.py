@@ -131,7 +131,7 @@ def load_weights(chunks: Sequence[PolicyModel], state: dict[str, Any]) -> None:
 
 
 def _transformer_config(config: PolicyConfig, architecture: Architecture, parallel: Parallel) -> TransformerConfig:
-    dtype = torch.bfloat16 if config.precision is Precision.BF16 else torch.float32
+    dtype = torch_dtype(config.precision)
     interleaved = config.virtual_pipeline_model_parallel_size is not None
     return TransformerConfig(
         **_recomputation(config),
@@ -163,6 +163,11 @@ def _transformer_config(config: PolicyConfig, architecture: Architecture, parall
         bias_dropout_fusion=parallel.device.type == "cuda",
         gradient_accumulation_fusion=False,
     )
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """What torch calls it."""
+    return torch.bfloat16 if precision is Precision.BF16 else torch.float32
 
 
 def _recomputation(config: PolicyConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -23,6 +24,8 @@ from converters.hf_folder import HFReader
 from converters.model import HFExport, load_hf
 from megatron_rl.algorithms.losses import TokenLoss
 from megatron_rl.config.schema import OptimizerConfig, PolicyConfig, Precision
+from megatron_rl.device import DeviceSetup
+from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, micro_batches
 from megatron_rl.policy.model import (
@@ -32,6 +35,7 @@ from megatron_rl.policy.model import (
     load_weights,
     model_groups,
     sharded_weights,
+    torch_dtype,
 )
 
 _FP8_MULTIPLE = 128
@@ -56,7 +60,7 @@ class Policy:
         self.config, self.architecture, self.parallel = config, architecture, parallel
         self.chunks = build_model(config, architecture, parallel, temperature)
         self._wrapped = _wrap(self.chunks, config, parallel)
-        self.optimizer = _optimizer(config, self._wrapped)
+        self.optimizer = _optimizer(config, self._wrapped, parallel.device)
         self._scheduler = _scheduler(config.optimizer, self.optimizer)
         self._is_offloaded = False
         self._reference: list[Tensor] = []
@@ -122,14 +126,14 @@ class Policy:
         if not self._is_offloaded:
             for chunk in self._wrapped:
                 chunk.offload_grad_buffers()
-            self.optimizer.offload_to_cpu()
+            _offload_state(_distributed_optimizer(self.optimizer))
             self._is_offloaded = True
 
     def _bring_back(self) -> None:
         if self._is_offloaded:
             for chunk in self._wrapped:
                 chunk.restore_grad_buffers()
-            self.optimizer.restore_from_cpu()
+            _restore_state(_distributed_optimizer(self.optimizer))
             self._is_offloaded = False
 
     def skip_updates(self, count: int) -> None:
@@ -186,6 +190,7 @@ class Policy:
             state["optimizer"] = self.optimizer.sharded_state_dict(
                 state["model"], is_loading=is_loading, metadata=_CHECKPOINT_METADATA
             )
+            _drop_classes(state["optimizer"]["optimizer"]["param_groups"])
         return state
 
     def load_state(self, state: dict[str, Any], step: int) -> None:
@@ -293,7 +298,7 @@ def _sum_over_ranks(mine: dict[str, float]) -> dict[str, float]:
 def _wrap(chunks: Sequence[PolicyModel], config: PolicyConfig, parallel: Parallel) -> list[DistributedDataParallel]:
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=config.grad_reduce_in_fp32,
         overlap_grad_reduce=parallel.device.type == "cuda",
         # Gathered in the next forward pass, new weights would reach neither a weight sync before it nor the output
         # layer: Megatron waits for them in its `forward`, which `PolicyModel` never calls.
@@ -308,8 +313,13 @@ def _wrap(chunks: Sequence[PolicyModel], config: PolicyConfig, parallel: Paralle
     return wrapped
 
 
-def _optimizer(config: PolicyConfig, chunks: list[DistributedDataParallel]) -> MegatronOptimizer:
+def _optimizer(config: PolicyConfig, chunks: list[DistributedDataParallel], device: DeviceSetup) -> MegatronOptimizer:
     settings = config.optimizer
+    on_host = settings.optimizer_cpu_offload and device.type == "cuda"
+    moments = {"exp_avg_dtype": settings.exp_avg_dtype, "exp_avg_sq_dtype": settings.exp_avg_sq_dtype}
+    small = [key for key, precision in moments.items() if precision is Precision.BF16]
+    if small and not device.transformer_engine:
+        raise InputError(f"policy.optimizer.{small[0]}=bf16 needs Transformer Engine on a GPU; set it to fp32")
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -321,8 +331,15 @@ def _optimizer(config: PolicyConfig, chunks: list[DistributedDataParallel]) -> M
             adam_eps=settings.adam_eps,
             clip_grad=settings.clip_grad,
             bf16=config.precision is Precision.BF16,
-            params_dtype=torch.bfloat16 if config.precision is Precision.BF16 else torch.float32,
+            params_dtype=torch_dtype(config.precision),
             use_distributed_optimizer=True,
+            optimizer_cpu_offload=on_host,
+            optimizer_offload_fraction=1.0,
+            # Megatron's word for main weights that the inner optimizer keeps. Whole ones: of the halves that it could
+            # keep instead, Megatron makes checkpoints that it cannot load.
+            use_precision_aware_optimizer=on_host or bool(small),
+            store_param_remainders=False,
+            **{key: torch_dtype(precision) for key, precision in moments.items()},
         ),
         chunks,
     )
@@ -332,6 +349,33 @@ def _distributed_optimizer(optimizer: MegatronOptimizer) -> DistributedOptimizer
     """The one optimizer of a dense model, out of Megatron's chain."""
     (inner,) = getattr(optimizer, "chained_optimizers", [optimizer])
     return inner
+
+
+def _offload_state(optimizer: DistributedOptimizer) -> None:
+    """Move all but the weights to the host's memory, where an optimizer that steps there has it already.
+
+    Megatron also moves, and so severs from the weights, parameters of the optimizer that are parts of them.
+    """
+    if isinstance(optimizer.optimizer, HybridDeviceOptimizer):
+        return
+    main_weights = {id(weight) for group in optimizer.shard_fp32_from_float16_groups for weight in group}
+    parameters = [parameter for group in optimizer.optimizer.param_groups for parameter in group["params"]]
+    parts = [(parameter, parameter.data) for parameter in parameters if id(parameter) not in main_weights]
+    optimizer.offload_to_cpu()
+    for parameter, part in parts:
+        parameter.data = part
+
+
+def _restore_state(optimizer: DistributedOptimizer) -> None:
+    if not isinstance(optimizer.optimizer, HybridDeviceOptimizer):
+        optimizer.restore_from_cpu()
+
+
+def _drop_classes(param_groups: list[dict[str, Any]]) -> None:
+    """An optimizer in the host's memory notes the classes that it is made of, with which no checkpoint can be read."""
+    for group in param_groups:
+        for key in [key for key, value in group.items() if isinstance(value, type)]:
+            del group[key]
 
 
 def _make_first_moments(optimizer: DistributedOptimizer) -> None:
@@ -345,6 +389,8 @@ def _make_first_moments(optimizer: DistributedOptimizer) -> None:
     optimizer._init_optimizer_states_with_dummy_values()
     for group, rate in zip(inner.param_groups, rates, strict=True):
         group["lr"] = rate
+        for parameter in group["params"]:
+            parameter.grad = None
     # The counter is the parameter's (torch) or the group's (Transformer Engine, apex).
     for values in inner.state.values():
         if "step" in values:
@@ -368,6 +414,10 @@ def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None
     for values in inner.optimizer.state.values():
         if id(values) in steps:
             values["step"] = steps[id(values)].clone()
+    if isinstance(inner.optimizer, HybridDeviceOptimizer):
+        # It has taken the loaded tensors as they are: this rank's parts, as views that keep the whole in memory.
+        for values in inner.optimizer.state.values():
+            values |= {name: value.clone() for name, value in values.items()}
 
 
 def _scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:

@@ -9,6 +9,7 @@ from tiny import train_config
 from megatron_rl.errors import InputError
 
 SFT = {"algorithm": "sft", "sft": {"max_num_steps": 1}, "grpo": None, "generation": None}
+BF16 = {"policy__precision": "bf16"}
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"algorithm": "sft"}, "algorithm=sft needs the section 'sft'"),
@@ -50,6 +51,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"cluster__gpus_per_node": 0}, "cluster.gpus_per_node=0"),
     ({"cluster__num_nodes": -1}, "cluster.num_nodes=-1"),
     ({"policy__sequence_parallel": True}, "policy.sequence_parallel=true needs policy.tensor_model_parallel_size"),
+    (
+        {"policy__grad_reduce_in_fp32": False},
+        "policy.grad_reduce_in_fp32=false needs policy.precision=bf16; it is fp32",
+    ),
+    (
+        {"policy__optimizer__exp_avg_sq_dtype": "bf16"},
+        "policy.optimizer.exp_avg_sq_dtype=bf16 needs policy.precision=bf16",
+    ),
+    (
+        {"policy__optimizer__optimizer_cpu_offload": True},
+        "optimizer_cpu_offload=true needs policy.precision=bf16; it is fp32",
+    ),
+    (
+        BF16 | {"policy__optimizer__optimizer_cpu_offload": True, "policy__optimizer__exp_avg_dtype": "bf16"},
+        "policy.optimizer.exp_avg_dtype=bf16 takes no effect with policy.optimizer.optimizer_cpu_offload=true",
+    ),
     ({"policy__model_name": None}, "exactly one of policy.model_name"),
     (
         {
@@ -105,6 +122,8 @@ def test_what_cannot_run_is_refused_in_one_line(changes: dict[str, Any], message
         {"generation__max_new_tokens": 127},
         {"cluster__gpus_per_node": 2, "generation__num_engines": 2},
         {"generation__temperature": 0.01},
+        BF16 | {"policy__grad_reduce_in_fp32": False, "policy__optimizer__optimizer_cpu_offload": True},
+        BF16 | {"policy__optimizer__exp_avg_dtype": "bf16", "policy__optimizer__exp_avg_sq_dtype": "bf16"},
         {"validation__temperature": 0.0, "validation__top_p": 0.9},
         {"algorithm": "sft", "sft": {"max_num_steps": 1}, "generation__top_p": 0.9},
     ],

@@ -36,8 +36,8 @@ def test_json_has_everything(tmp_path: Path) -> None:
     ]
     assert (told["parameters"], told["gpus"], told["fits"]) == (PARAMETERS_14B, 128, True)
     assert list(told["ranks"][0]) == [
-        *("shard", "resident", "activations", "layer_work", "log_prob_work", "fragmentation", "engine_asleep"),
-        *("engine_awake", "sync_buffers", "parameters", "training", "generation"),
+        *("shard", "resident", "activations", "layer_work", "log_prob_work", "fragmentation", "idle"),
+        *("engine_asleep", "engine_awake", "sync_buffers", "parameters", "training", "generation"),
     ]
     assert list(told["engine"]) == [
         *("budget", "weights", "reserve", "kv_cache", "kv_bytes_per_token", "kv_cache_tokens", "full_sequences"),

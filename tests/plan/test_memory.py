@@ -58,6 +58,30 @@ def test_context_parallel_ranks_share_the_optimizer_and_fp32_needs_no_main_weigh
     assert full.resident.weights == 2 * plain.resident.weights
 
 
+def test_smaller_gradients_and_moments_and_an_optimizer_on_the_host() -> None:
+    (plain,), (gradients,), (first,), (both,), (host,) = (
+        memory(config(**changes))
+        for changes in (
+            {},
+            {"policy__grad_reduce_in_fp32": False},
+            {"policy__optimizer__exp_avg_dtype": "bf16"},
+            {"policy__optimizer__exp_avg_dtype": "bf16", "policy__optimizer__exp_avg_sq_dtype": "bf16"},
+            {"policy__optimizer__optimizer_cpu_offload": True},
+        )
+    )
+    assert gradients.resident.gradients == plain.resident.gradients / 2
+    assert first.resident.optimizer == pytest.approx(plain.resident.optimizer * 10 / 12)
+    assert both.resident.optimizer == pytest.approx(plain.resident.optimizer * 8 / 12)
+    assert host.resident.optimizer == 0
+
+
+def test_what_is_offloaded_during_generation_leaves_its_place_to_the_engine() -> None:
+    (plain,), (away,) = (memory(config(policy__offload_during_generation=value)) for value in (False, True))
+    assert (plain.idle, away.idle) == (plain.resident.total, pytest.approx(plain.resident.weights + 2.5))
+    assert away.training == plain.training
+    assert plain.generation - away.generation == pytest.approx(plain.idle - away.idle)
+
+
 def test_the_longest_micro_batch_is_a_whole_sequence_at_least() -> None:
     assert longest_micro_batch(config(policy__micro_batch_tokens=1000).policy) == 34816
     assert longest_micro_batch(config(policy__micro_batch_tokens=70000).policy) == 70000
