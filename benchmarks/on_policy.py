@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 mpl.use("svg")
+mpl.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot as plt
 
 UPDATES = (1, 4)
