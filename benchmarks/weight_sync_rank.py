@@ -24,7 +24,7 @@ from megatron_rl.policy.model import Architecture, build_model, model_groups
 from megatron_rl.rollout.rollout import Rollout
 
 _SHARED_MEMORY = "/dev/shm"
-_POOL_BYTES = 1 << 30  # more than any cache holds
+_POOL_BYTES = 1 << 29  # more than any cache holds, and no less than the largest tensor
 
 
 def main() -> None:

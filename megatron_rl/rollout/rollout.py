@@ -128,7 +128,7 @@ class Rollout:
         queue = SampleQueue(self._store, f"round-{self._round}", longest_first(requests, expected_lengths))
         capacity = -(-len(requests) // self.num_engines)
         if self.num_engines > 1:  # a lone engine takes everything: then what it batches does not depend on timing
-            capacity = min(capacity, self._config.max_num_seqs)
+            capacity = min(capacity, _hand_size(self._config.max_num_seqs))
         part = Round(self._engine, self._index, self.num_engines, queue, requests, sampling, capacity, on_count)
         should_stop = lambda: may_stop and is_requested()  # noqa: E731
         while True:
@@ -227,6 +227,12 @@ class Rollout:
 
             bucket_bytes = self._config.sync_bucket_mib << 20
             self._sender = connect(self._engine, self._export, self._parallel, bucket_bytes, self._config.fp8)
+
+
+def _hand_size(max_num_seqs: int) -> int:
+    """Samples that one of several engines is given at a time: a few wait in it, each for a place that gets free, which
+    the next one from the queue would reach some steps late."""
+    return max_num_seqs + max(1, max_num_seqs // 4)
 
 
 def longest_first(requests: Sequence[SampleRequest], expected_lengths: Sequence[float]) -> list[int]:
