@@ -17,14 +17,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib as mpl
 from job import ROOT
+from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
-
-mpl.use("svg")
-mpl.rcParams["svg.fonttype"] = "none"
-from matplotlib import pyplot as plt
 
 UPDATES = (1, 4)
 METRICS = {"train/entropy": "entropy", "train/reward": "share of right samples"}
@@ -56,6 +52,7 @@ def curves(folder: Path, name: str) -> dict[str, list[float]]:
 
 def plot(found: dict[int, list[dict[str, list[float]]]], path: Path) -> None:
     """One line per run, the metrics side by side."""
+    plt.rcParams["svg.fonttype"] = "none"
     figure, axes = plt.subplots(1, len(METRICS), figsize=(9, 3.2), layout="constrained")
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
         for color, (updates, runs) in zip(("tab:blue", "tab:red"), found.items(), strict=True):

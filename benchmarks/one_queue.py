@@ -10,10 +10,10 @@ lengths of its own). In turns, the same samples by
     queue        one queue, in the order of the prompts
     longest      one queue, the prompts first whose responses were the longest in an earlier epoch (another draw)
 
-A step of an engine makes at most one token of each of the 16 samples that it holds. So no schedule ends before the
-longest sample alone would, or before both engines, full in every step, have made all tokens: that many steps are the
-bound, and the steps of the engine that ends last are compared with it. Seconds are told beside. An engine is idle from
-its last sample's end to the end of the round. The last line on standard output is JSON.
+A step of an engine makes at most one token of each of the 16 samples that it holds, and takes as long as steps of that
+engine took in that round, on whatever share of the machine it had. So no schedule ends before both engines, full in
+every step, have made all tokens, nor before the faster one has made the longest sample: that is the bound. An engine is
+idle from its last sample's end to the end of the round. The last line on standard output is JSON.
 """
 
 import argparse
@@ -167,22 +167,24 @@ def measure(repeats: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over the repeats; the bound is each repeat's own."""
-    bounds = []
-    for repeat in range(1, len(found["queue"]) + 1):
-        flat = [length for group in draw_lengths(f"repeat {repeat}")[0] for length in group]
-        bounds.append(max(math.ceil(sum(flat) / (SLOTS * ENGINES)), *flat))
-    result: dict[str, Any] = {"bound_steps": statistics.median(bounds)}
+    """Medians over the repeats; the bound is each round's own."""
+    result: dict[str, Any] = {}
     for name, rounds in found.items():
         idle = [1 - statistics.fmean(row["engine_seconds"]) / row["seconds"] for row in rounds]
-        of_bound = [max(row["engine_steps"]) / bound for row, bound in zip(rounds, bounds, strict=True)]
+        of_bound = [row["seconds"] / bound(repeat, row) for repeat, row in enumerate(rounds, 1)]
         result[name] = {
             "seconds": round(statistics.median(row["seconds"] for row in rounds), 2),
-            "steps": statistics.median(max(row["engine_steps"]) for row in rounds),
             "of_bound": round(statistics.median(of_bound), 3),
             "idle_share": round(statistics.median(idle), 3),
         }
     return result
+
+
+def bound(repeat: int, row: dict[str, Any]) -> float:
+    """Seconds that a round takes at least."""
+    lengths = [length for group in draw_lengths(f"repeat {repeat}")[0] for length in group]
+    speeds = [steps / seconds for steps, seconds in zip(row["engine_steps"], row["engine_seconds"], strict=True)]
+    return max(sum(lengths) / (SLOTS * sum(speeds)), max(lengths) / max(speeds))
 
 
 def main() -> None:
@@ -196,9 +198,9 @@ def main() -> None:
     console = Console(stderr=True)
     with console.status("two ranks, two engines, a few minutes"):
         result = summary(measure(arguments.repeats))
-    table = Table("", "seconds", "steps", "of the bound", "engines idle")
+    table = Table("", "seconds", "of the bound", "engines idle")
     for name in ("split", "queue", "longest"):
-        table.add_row(name, *(str(result[name][key]) for key in ("seconds", "steps", "of_bound", "idle_share")))
+        table.add_row(name, *(str(result[name][key]) for key in ("seconds", "of_bound", "idle_share")))
     console.print(table)
     targets = {
         f"longest first: at most {MAX_OF_BOUND} times the bound": result["longest"]["of_bound"] <= MAX_OF_BOUND,
