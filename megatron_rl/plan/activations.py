@@ -90,23 +90,18 @@ def activations(
 def log_prob_bytes(policy: PolicyConfig, shape: ModelShape, tokens: float) -> float:
     """Peak of `policy/log_probs.py` above its inputs and outputs, for `tokens` tokens.
 
-    It counts the buffers that live at once. Forward, of [C, V] in fp32: the logits before and after the temperature,
-    and the last chunk's logits and weights. Backward: of [C, V] the logits twice again, and what is left of the last
-    chunk's (in fp32 and the policy's precision); of [V, H] the gradient's sum in fp32 and one product; of [T, H] the
-    hidden states' gradient, in the end twice: in pieces and as a whole.
+    Both passes reuse one chunk's memory: of [C, V] the logits in fp32 and their product in the policy's precision, and
+    forward the weights of the softmax. Backward adds, of [V, H], the gradient's sum in fp32 and in the end its copy in
+    the policy's precision; of [T, H] the hidden states' gradient.
     """
     element = element_bytes(policy)
-    chunk = min(policy.logprob_chunk_tokens, tokens)
-    vocabulary = shape.padded_vocab_size / policy.tensor_model_parallel_size
     cast = 0 if element == _FP32 else element  # in fp32 a cast makes no copy
-    logits = chunk * vocabulary
-    product = vocabulary * shape.hidden_size * element
-    hidden = tokens * shape.hidden_size * element
-    while_computing = logits * (3 * _FP32 + cast)
-    at_the_end = logits * (_FP32 + cast) + (product if cast else 0) + hidden
-    while_adding = logits * (_FP32 + cast) + product
-    backward = vocabulary * shape.hidden_size * _FP32 + hidden + max(while_computing, while_adding, at_the_end)
-    return max(4 * logits * _FP32, backward)
+    vocabulary = shape.padded_vocab_size / policy.tensor_model_parallel_size
+    logits = min(policy.logprob_chunk_tokens, tokens) * vocabulary
+    weight, hidden = vocabulary * shape.hidden_size, tokens * shape.hidden_size
+    forward = logits * (2 * _FP32 + cast)
+    backward = logits * (_FP32 + cast) + weight * (_FP32 + cast) + hidden * element
+    return max(forward, backward)
 
 
 def element_bytes(policy: PolicyConfig) -> int:

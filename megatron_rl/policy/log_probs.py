@@ -4,6 +4,7 @@ Shape letters: T packed tokens, C tokens of one chunk, H hidden, V this rank's p
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 _NEVER = -1e30
 """Logit of padding: exp(_NEVER) is 0 and, other than with -inf, so is exp(_NEVER) * _NEVER."""
+_ROWS = 4096
+"""Of the weight's gradient, to which a product in lower precision is added at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,31 @@ def token_log_probs(
     return log_probs_T, entropy_T
 
 
-def _scaled_logits(hidden_CH: Tensor, weight_VH: Tensor, part: VocabularyPart, temperature: float) -> Tensor:
-    logits_CV = (hidden_CH @ weight_VH.t()).float() / temperature
-    logits_CV[:, part.real :] = _NEVER
-    return logits_CV
+class _ChunkLogits:
+    """Logits of one chunk after another, all in the same memory: fresh memory costs a CPU more than what is computed
+    in it."""
+
+    def __init__(self, weight_VH: Tensor, part: VocabularyPart, temperature: float, tokens: int) -> None:
+        self.weight_VH, self.part, self.temperature = weight_VH, part, temperature
+        shape = (tokens, len(weight_VH))
+        self._memory = {dtype: weight_VH.new_empty(shape, dtype=dtype) for dtype in {torch.float32, weight_VH.dtype}}
+
+    def __call__(self, hidden_CH: Tensor) -> Tensor:
+        """hidden @ weight.T / temperature, [C, V] in float32, padding `_NEVER`."""
+        product_CV = self._memory[hidden_CH.dtype][: len(hidden_CH)]
+        logits_CV = self.cast(torch.mm(hidden_CH, self.weight_VH.t(), out=product_CV), torch.float32)
+        logits_CV.div_(self.temperature)
+        logits_CV[:, self.part.real :] = _NEVER
+        return logits_CV
+
+    @cached_property
+    def spare_CV(self) -> Tensor:
+        """Memory for something else of a chunk, in float32."""
+        return torch.empty_like(self._memory[torch.float32])
+
+    def cast(self, values_CV: Tensor, dtype: torch.dtype) -> Tensor:
+        """Over what this memory held in that dtype."""
+        return values_CV if values_CV.dtype is dtype else self._memory[dtype][: len(values_CV)].copy_(values_CV)
 
 
 def _local_labels(labels_C: Tensor, part: VocabularyPart) -> tuple[Tensor, Tensor]:
@@ -69,6 +93,15 @@ def _local_labels(labels_C: Tensor, part: VocabularyPart) -> tuple[Tensor, Tenso
     columns = labels_C - part.start
     here = (columns >= 0) & (columns < part.real)
     return columns.clamp(0, max(part.real - 1, 0)), here
+
+
+def _add_product(sum_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
+    """sum += grad.T @ hidden, in float32, without another tensor of its size."""
+    if grad_CV.dtype is sum_VH.dtype:
+        sum_VH.addmm_(grad_CV.t(), hidden_CH)
+        return
+    for rows_VH, columns_CV in zip(sum_VH.split(_ROWS), grad_CV.split(_ROWS, dim=1), strict=True):
+        rows_VH.add_(columns_CV.t() @ hidden_CH)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -82,50 +115,51 @@ class _TokenLogProbs(torch.autograd.Function):
         temperature: float,
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor]:
-        log_normalizers, log_probs, entropies = [], [], []
+        logits = _ChunkLogits(weight_VH, part, temperature, min(chunk_tokens, len(hidden_TH)))
+        maxima, sums = [], []
         for hidden_CH, labels_C in zip(hidden_TH.split(chunk_tokens), labels_T.split(chunk_tokens), strict=True):
-            logits_CV = _scaled_logits(hidden_CH, weight_VH, part, temperature)
+            logits_CV = logits(hidden_CH)
             maximum_C = logits_CV.amax(dim=-1)
             if part.group is not None:
                 dist.all_reduce(maximum_C, op=dist.ReduceOp.MAX, group=part.group)
+            logits_CV.sub_(maximum_C[:, None])
             columns, here = _local_labels(labels_C, part)
             label_logits_C = logits_CV.gather(1, columns[:, None]).squeeze(1).where(here, 0.0)
-            weights_CV = (logits_CV - maximum_C[:, None]).exp_()
-            sums_3C = torch.stack([weights_CV.sum(-1), (weights_CV * logits_CV).sum(-1), label_logits_C])
+            weights_CV = torch.exp(logits_CV, out=logits.spare_CV[: len(logits_CV)])
+            sums_3C = torch.stack([weights_CV.sum(-1), logits_CV.mul_(weights_CV).sum(-1), label_logits_C])
             if part.group is not None:
                 dist.all_reduce(sums_3C, group=part.group)
-            log_normalizer_C = maximum_C + sums_3C[0].log()
-            log_normalizers.append(log_normalizer_C)
-            log_probs.append(sums_3C[2] - log_normalizer_C)
-            entropies.append(log_normalizer_C - sums_3C[1] / sums_3C[0])
-        entropy_T = torch.cat(entropies)
-        ctx.save_for_backward(hidden_TH, weight_VH, labels_T, torch.cat(log_normalizers), entropy_T)
+            maxima.append(maximum_C)
+            sums.append(sums_3C)
+        total_T, weighted_T, label_logits_T = torch.cat(sums, dim=1)
+        entropy_T = total_T.log() - weighted_T / total_T
+        ctx.save_for_backward(hidden_TH, weight_VH, labels_T, torch.cat(maxima), total_T, entropy_T)
         ctx.part, ctx.temperature, ctx.chunk_tokens = part, temperature, chunk_tokens
         ctx.set_materialize_grads(False)
-        return torch.cat(log_probs), entropy_T
+        return label_logits_T - total_T.log(), entropy_T
 
     @staticmethod
     def backward(ctx: Any, grad_T: Tensor | None, grad_entropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_TH, weight_VH, labels_T, log_normalizer_T, entropy_T = ctx.saved_tensors
-        if grad_T is None:
-            grad_T = torch.zeros_like(entropy_T)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
-        grad_hidden = []
+        hidden_TH, weight_VH, labels_T, maximum_T, total_T, entropy_T = ctx.saved_tensors
+        # With p = weights / total, a logit's gradient is weight * (slope * log weight + level), and the label's own.
+        grad_T = torch.zeros_like(entropy_T) if grad_T is None else grad_T / ctx.temperature
+        level_T, slope_T = -grad_T / total_T, None
+        if grad_entropy_T is not None:
+            slope_T = -grad_entropy_T / (total_T * ctx.temperature)
+            level_T = level_T + slope_T * (entropy_T - total_T.log())
+        logits = _ChunkLogits(weight_VH, ctx.part, ctx.temperature, min(ctx.chunk_tokens, len(hidden_TH)))
+        grad_hidden_TH, grad_weight_VH = torch.empty_like(hidden_TH), torch.zeros_like(weight_VH, dtype=torch.float32)
         for start in range(0, len(hidden_TH), ctx.chunk_tokens):
             chunk = slice(start, start + ctx.chunk_tokens)
-            hidden_CH, grad_C = hidden_TH[chunk], grad_T[chunk]
-            logits_CV = _scaled_logits(hidden_CH, weight_VH, ctx.part, ctx.temperature)
-            all_log_probs_CV = logits_CV.sub_(log_normalizer_T[chunk, None])
-            if grad_entropy_T is None:
-                grad_CV = all_log_probs_CV.exp_().mul_(-grad_C[:, None])
+            log_weights_CV = logits(hidden_TH[chunk]).sub_(maximum_T[chunk, None])
+            if slope_T is None:
+                grad_CV = log_weights_CV.exp_().mul_(level_T[chunk, None])
             else:
-                slope_C = -grad_entropy_T[chunk]
-                level_C = slope_C * entropy_T[chunk] - grad_C
-                probs_CV = all_log_probs_CV.exp()
-                grad_CV = all_log_probs_CV.mul_(slope_C[:, None]).add_(level_C[:, None]).mul_(probs_CV)
+                weights_CV = torch.exp(log_weights_CV, out=logits.spare_CV[: len(log_weights_CV)])
+                grad_CV = log_weights_CV.mul_(slope_T[chunk, None]).add_(level_T[chunk, None]).mul_(weights_CV)
             columns, here = _local_labels(labels_T[chunk], ctx.part)
-            grad_CV.scatter_add_(1, columns[:, None], torch.where(here, grad_C, 0.0)[:, None])
-            grad_CV = grad_CV.div_(ctx.temperature).to(hidden_CH.dtype)
-            grad_hidden.append(grad_CV @ weight_VH)
-            grad_weight_VH += grad_CV.t() @ hidden_CH
-        return torch.cat(grad_hidden), grad_weight_VH.to(weight_VH.dtype), None, None, None, None
+            grad_CV.scatter_add_(1, columns[:, None], grad_T[chunk].where(here, 0.0)[:, None])
+            grad_CV = logits.cast(grad_CV, hidden_TH.dtype)
+            torch.mm(grad_CV, weight_VH, out=grad_hidden_TH[chunk])
+            _add_product(grad_weight_VH, grad_CV, hidden_TH[chunk])
+        return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), None, None, None, None

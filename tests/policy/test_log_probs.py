@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peak_memory import PeakMemory
 from ranks import run_job
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -121,6 +122,17 @@ def test_a_bonus_of_zero_changes_no_bit(temperature: float, dtype: torch.dtype) 
         for bonus in (None, 0.0)
     )
     assert all(torch.equal(one, other) for one, other in zip(without, with_zero, strict=True))
+
+
+def test_entropy_costs_memory_only_where_the_loss_uses_it() -> None:
+    hidden, weight, labels = inputs(4000, 4096)
+    peaks = []
+    for bonus in (None, 0.1):
+        found = token_log_probs(hidden, weight, labels, VocabularyPart(0, 4000, None), 1.0, TOKENS)
+        with PeakMemory() as memory:
+            gradients(*found, (hidden, weight), bonus)
+        peaks.append(memory.peak)
+    assert peaks[1] - peaks[0] == pytest.approx(4 * TOKENS * 4096, rel=0.1), "one more chunk of probabilities"
 
 
 @pytest.fixture(scope="session")
