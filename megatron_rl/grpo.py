@@ -12,7 +12,7 @@ from megatron_rl.errors import RunStopped
 from megatron_rl.experience import Experience, ScoredSample
 from megatron_rl.mismatch import SKIPPED, Mismatch, check_mismatch, mismatch_bound, refuse_batch
 from megatron_rl.policy.batch import TrainSequence
-from megatron_rl.policy.policy import Policy, StepCheck
+from megatron_rl.policy.policy import Policy, StepCheck, step_metrics
 from megatron_rl.rollout.samples import Sampling
 from megatron_rl.stage import Stage
 from megatron_rl.training_batch import (
@@ -70,7 +70,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
             for sample, advantage in list(zip(samples, advantages, strict=True))[: stage.config.logger.samples_per_step]
         ],
     )
-    return {f"train/{name}": value for name, value in result.items()} | metrics
+    return step_metrics(result) | metrics
 
 
 def gather(stage: Stage, step: int, sampling: Sampling) -> tuple[list[int], Experience]:

@@ -21,6 +21,7 @@ from megatron_rl.grpo import grpo_step
 from megatron_rl.model_card import model_card
 from megatron_rl.parallel import any_rank, stop_if_preempted
 from megatron_rl.policy.batch import TrainSequence
+from megatron_rl.policy.policy import step_metrics
 from megatron_rl.preemption import is_requested
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.stage import Stage, open_stage
@@ -90,7 +91,7 @@ def sft_step(stage: Stage, step: int) -> dict[str, float]:
             for i in indices
         ]
         result = stage.policy.train_step(sequences, sft_loss)
-    return {f"train/{name}": value for name, value in result.items()} | {"performance/tokens": float(tokens)}
+    return step_metrics(result) | {"performance/tokens": float(tokens)}
 
 
 def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:

@@ -21,6 +21,7 @@ from megatron_rl.grpo import (
     update,
 )
 from megatron_rl.policy.batch import Share, TrainSequence, micro_batches
+from megatron_rl.policy.policy import step_metrics
 from megatron_rl.rollout.samples import Sample, SampleRequest
 from megatron_rl.training_batch import mean_by_problem, sample_advantages, sample_rewards, to_sequences
 from megatron_rl.validate import accuracies
@@ -186,6 +187,16 @@ def test_one_update_needs_no_old_log_probs() -> None:
     recorder = Recorder()
     update(recorder, samples, [0.7, -0.7], GRPOConfig(max_num_steps=1), LIMIT)  # type: ignore[arg-type]
     assert [name for name, _ in recorder.calls] == ["train_step"]
+
+
+def test_how_a_step_was_packed_is_no_metric_of_training() -> None:
+    found = step_metrics({"loss": 1.0, "packing_efficiency": 0.9, "dp_imbalance": 0.1, "shared_prompt_tokens": 7.0})
+    assert found == {
+        "train/loss": 1.0,
+        "performance/packing_efficiency": 0.9,
+        "performance/dp_imbalance": 0.1,
+        "performance/shared_prompt_tokens": 7.0,
+    }
 
 
 def test_leaving_out_groups_without_spread_changes_no_gradient() -> None:

@@ -31,6 +31,7 @@ def loaded_by(module: str) -> set[str]:
         ("megatron_rl.plan.show", {"megatron", "vllm", "transformers"}),
         ("megatron_rl.plan.simulate_show", HEAVY | {"numpy"}),
         ("megatron_rl.policy.packing", HEAVY),
+        ("megatron_rl.policy.flops", HEAVY),
         ("megatron_rl.config.loader", HEAVY),
         ("megatron_rl.config.schema", HEAVY),
         ("megatron_rl.preflight", HEAVY),

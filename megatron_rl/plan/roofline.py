@@ -10,14 +10,9 @@ from converters.hf_config import ModelShape
 from megatron_rl.config.schema import ClusterConfig, GenerationConfig, PolicyConfig, RecomputeGranularity
 from megatron_rl.plan.assumptions import Assumptions
 from megatron_rl.plan.hardware import GPU
+from megatron_rl.policy.flops import forward_flops, matmul_parameters
 
 _GIB = 1 << 30
-
-
-def matmul_parameters(shape: ModelShape) -> int:
-    """Parameters that multiply every token: all but the embedding table and the norms."""
-    attention = shape.hidden_size * (2 * shape.query_size + 2 * shape.key_value_size)
-    return shape.num_layers * attention + mlp_parameters(shape) + shape.vocab_size * shape.hidden_size
 
 
 def mlp_parameters(shape: ModelShape) -> int:
@@ -93,15 +88,10 @@ def decode_cost(generation: GenerationConfig, shape: ModelShape, gpu: GPU, assum
     )
 
 
-def attention_flops(shape: ModelShape, length: int) -> float:
-    """Forward pass of causal attention over one sequence, all layers."""
-    return 2.0 * shape.num_layers * shape.query_size * length**2
-
-
 def train_flops(shape: ModelShape, lengths: Sequence[int]) -> float:
     """Forward and backward pass (twice the forward), recomputation not counted."""
-    linear = 2.0 * matmul_parameters(shape) * sum(lengths)
-    return 3 * (linear + sum(attention_flops(shape, length) for length in lengths))
+    forward = forward_flops(shape)
+    return 3.0 * sum(forward.of(length) for length in lengths)
 
 
 def recomputed_flops(policy: PolicyConfig, shape: ModelShape, forward: float, tokens: int) -> float:

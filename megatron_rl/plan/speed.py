@@ -19,7 +19,8 @@ from megatron_rl.plan.hardware import GPU, H100
 from megatron_rl.plan.lengths import draw_lengths
 from megatron_rl.plan.roofline import DecodeCost
 from megatron_rl.plan.verdicts import last_verdict
-from megatron_rl.policy.packing import pack, split_over_ranks
+from megatron_rl.policy.flops import forward_flops
+from megatron_rl.policy.packing import pack, packing_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Training:
 
     Attributes:
         idle_gpu_seconds: of ranks with less to do than the slowest, and of pipeline stages that wait for others.
-        packing_efficiency: tokens over the token budget of all micro-batches, at most 1.
+        packing_efficiency: as `packing_metrics` has it.
         tokens: trained on, prompts included.
         flops: of the whole job, recomputation not counted.
     """
@@ -235,17 +236,10 @@ def trained_lengths(groups: Groups, config: TrainConfig, assumptions: Assumption
     return [length + assumptions.prompt_tokens for length in lengths]
 
 
-@lru_cache(maxsize=64)
-def _packed(lengths: tuple[int, ...], dp: int, budget: int) -> list[list[list[int]]]:
-    """Lengths in every micro-batch of every data-parallel rank; a search asks again and again."""
-    ranks = [[lengths[i] for i in members] for members in split_over_ranks(lengths, dp)]
-    return [[[mine[i] for i in batch] for batch in pack(mine, budget)] for mine in ranks]
-
-
 def train_on(
     lengths: Sequence[int], config: TrainConfig, shape: ModelShape, gpu: GPU, assumptions: Assumptions
 ) -> Training:
-    """Split over data-parallel ranks and pack as training does, then time the slowest rank.
+    """Pack for the data-parallel ranks as training does, then time the slowest of them.
 
     Args:
         lengths: tokens of every sequence, prompts included.
@@ -255,20 +249,21 @@ def train_on(
     pp, vpp = policy.pipeline_model_parallel_size, policy.virtual_pipeline_model_parallel_size or 1
     replica = policy.tensor_model_parallel_size * pp * policy.context_parallel_size
     dp = config.world_size // replica
-    busy, spans, micro_batches = [], [], 1
-    for packed in _packed(tuple(lengths), dp, policy.micro_batch_tokens):
-        seconds = [cost.micro_batch_seconds(batch) for batch in packed]
+    budget, forward = policy.micro_batch_tokens, forward_flops(shape)
+    packing = pack(tuple(lengths), budget, dp, pp if vpp > 1 else 1, forward)
+    busy, spans = [], []
+    for part in packing:
+        seconds = [cost.micro_batch_seconds([lengths[i] for i in batch]) for batch in part]
         busy.append(sum(seconds))
         # Stages wait while the first micro-batch comes to the last of them: (pp - 1) / m of the work of m equal ones,
         # and as many times less as an interleaved stage has chunks.
         spans.append(sum(seconds) + (pp - 1) / vpp * max(seconds, default=0.0))
-        micro_batches = max(micro_batches, len(packed))
     slowest = max(spans)
     updates = config.grpo.updates_per_batch if config.grpo is not None else 1
     return Training(
         seconds=slowest + updates * cost.update,
         idle_gpu_seconds=replica * sum(slowest - seconds for seconds in busy),
-        packing_efficiency=min(1.0, sum(lengths) / (dp * micro_batches * policy.micro_batch_tokens)),
+        packing_efficiency=packing_metrics(packing, lengths, budget, forward)["packing_efficiency"],
         tokens=sum(lengths),
         flops=roofline.train_flops(shape, lengths),
     )

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_rl.policy.packing import pack, split_over_ranks
+from megatron_rl.policy.flops import TOKENS, SequenceCost
+from megatron_rl.policy.packing import pack, packing_metrics, shared_prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +105,30 @@ class Share:
 
 
 def micro_batches(
-    sequences: Sequence[TrainSequence], share: Share, budget: int, device: torch.device
+    sequences: Sequence[TrainSequence], share: Share, budget: int, device: torch.device, cost: SequenceCost = TOKENS
 ) -> list[MicroBatch]:
     """This rank's micro-batches; every rank gets the same number, if need be empty ones of no weight.
 
     Args:
         budget: tokens of a whole micro-batch, over all context-parallel ranks.
+        cost: what is made equal over data-parallel ranks.
     """
-    lengths = [len(sequence.tokens) - 1 for sequence in sequences]
-    packed_per_rank = []
-    for members in split_over_ranks(lengths, share.dp):
-        bins = pack([lengths[i] for i in members], budget)
-        packed_per_rank.append([[members[i] for i in indices] for indices in bins])
-    most = max(1, *(len(bins) for bins in packed_per_rank))
-    count = most + -most % share.group
-    mine = packed_per_rank[share.dp_rank]
-    return [_build(sequences, indices, share, device) for indices in [*mine, *[[]] * (count - len(mine))]]
+    mine = pack(_lengths(sequences), budget, share.dp, share.group, cost)[share.dp_rank]
+    return [_build(sequences, members, share, device) for members in mine]
+
+
+def batch_metrics(
+    sequences: Sequence[TrainSequence], share: Share, budget: int, cost: SequenceCost
+) -> dict[str, float]:
+    """`PACKING_METRICS` of what `micro_batches` makes, over all ranks."""
+    lengths = _lengths(sequences)
+    packing = pack(lengths, budget, share.dp, share.group, cost)
+    prompts = (sequence.tokens[: sequence.prompt_length] for sequence in sequences)
+    return packing_metrics(packing, lengths, budget, cost) | {"shared_prompt_tokens": shared_prompt_tokens(prompts)}
+
+
+def _lengths(sequences: Sequence[TrainSequence]) -> tuple[int, ...]:
+    return tuple(len(sequence.tokens) - 1 for sequence in sequences)
 
 
 _RESPONSE_COLUMNS = ("weights", "advantages", "rollout_log_probs", "old_log_probs", "reference_log_probs")

@@ -27,7 +27,8 @@ from megatron_rl.config.schema import OptimizerConfig, PolicyConfig, Precision
 from megatron_rl.device import DeviceSetup
 from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
-from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, micro_batches
+from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, batch_metrics, micro_batches
+from megatron_rl.policy.flops import forward_flops
 from megatron_rl.policy.model import (
     Architecture,
     PolicyModel,
@@ -37,6 +38,7 @@ from megatron_rl.policy.model import (
     sharded_weights,
     torch_dtype,
 )
+from megatron_rl.policy.packing import PACKING_METRICS
 
 _FP8_MULTIPLE = 128
 """Tokens of one rank's matrix products come in multiples of a scaling block (Transformer Engine)."""
@@ -64,6 +66,7 @@ class Policy:
         self._scheduler = _scheduler(config.optimizer, self.optimizer)
         self._is_offloaded = False
         self._reference: list[Tensor] = []
+        self._share, self._cost = _share(config, parallel), forward_flops(architecture.shape)
         shared = self.chunks[0].config
         shared.finalize_model_grads_func = _finalize_without_rescaling
         shared.no_sync_func = self._no_sync
@@ -103,7 +106,8 @@ class Policy:
                 every rank, leaves policy, optimizer and learning rate as they were.
 
         Returns:
-            `loss`, `grad_norm`, `lr`, and the loss's metrics as means per response token; equal on every rank.
+            `loss`, `grad_norm`, `lr`, the loss's metrics as means per response token, and `PACKING_METRICS`; equal on
+            every rank.
         """
         self._bring_back()
         for chunk in self._wrapped:
@@ -113,6 +117,7 @@ class Policy:
         sums = self._run(self._micro_batches(sequences), loss)
         tokens = max(sums.pop("tokens"), 1.0)
         metrics = {"loss": sums.pop("loss")} | {name: value / tokens for name, value in sums.items()}
+        metrics |= batch_metrics(sequences, self._share, self.config.micro_batch_tokens, self._cost)
         if check is not None:
             check(metrics)
         lr = self.optimizer.param_groups[0]["lr"]
@@ -213,20 +218,8 @@ class Policy:
         return whole
 
     def _micro_batches(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
-        parallel = self.parallel
-        multiple = parallel.tp if self.config.sequence_parallel else 1
-        if self.config.fp8 is not None:
-            multiple *= _FP8_MULTIPLE
-        share = Share(
-            parallel.dp_rank,
-            parallel.dp,
-            parallel.cp_rank,
-            parallel.cp,
-            multiple,
-            parallel.micro_batch_group,
-            parallel_state.get_context_parallel_group() if parallel.cp > 1 else None,
-        )
-        return micro_batches(sequences, share, self.config.micro_batch_tokens, parallel.device.torch_device)
+        device = self.parallel.device.torch_device
+        return micro_batches(sequences, self._share, self.config.micro_batch_tokens, device, self._cost)
 
     def _run(self, batches: Sequence[MicroBatch], loss: TokenLoss, forward_only: bool = False) -> dict[str, float]:
         """Forward (and backward) over all micro-batches; the sums of the loss's metrics over all ranks."""
@@ -254,6 +247,26 @@ class Policy:
             for chunk in self._wrapped:
                 stack.enter_context(chunk.no_sync())
             yield
+
+
+def step_metrics(result: Mapping[str, float]) -> dict[str, float]:
+    """What `train_step` returns, under the names of a step's metrics."""
+    return {f"{'performance' if name in PACKING_METRICS else 'train'}/{name}": value for name, value in result.items()}
+
+
+def _share(config: PolicyConfig, parallel: Parallel) -> Share:
+    multiple = parallel.tp if config.sequence_parallel else 1
+    if config.fp8 is not None:
+        multiple *= _FP8_MULTIPLE
+    return Share(
+        parallel.dp_rank,
+        parallel.dp,
+        parallel.cp_rank,
+        parallel.cp,
+        multiple,
+        parallel.micro_batch_group,
+        parallel_state.get_context_parallel_group() if parallel.cp > 1 else None,
+    )
 
 
 def _forward_step(data_iterator: Iterator[MicroBatch], model: torch.nn.Module, loss: TokenLoss) -> tuple[Any, Any]:

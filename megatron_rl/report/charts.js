@@ -42,6 +42,14 @@ const CHARTS = [
     smooth: true,
   },
   {
+    title: "Packing",
+    note: "tokens over the micro-batches' budget; cost of the busiest data-parallel rank above the mean",
+    metrics: ["performance/packing_efficiency", "performance/dp_imbalance"],
+    labels: ["efficiency", "imbalance"],
+    percent: true,
+    smooth: true,
+  },
+  {
     title: "Memory",
     note: "GiB in use after each phase: of the main rank's GPU (or of its processes)",
     metrics: ["memory/after_generation_gib", "memory/after_policy_training_gib", "memory/after_weight_sync_gib"],

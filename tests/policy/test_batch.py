@@ -1,6 +1,5 @@
-"""Packing: nothing lost, nothing doubled, every value at its place, whatever the budget and the number of ranks."""
+"""Micro-batches: every value at its place, whatever the budget and the number of ranks."""
 
-import random
 from itertools import pairwise
 
 import pytest
@@ -9,18 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_sequences
 
-from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, micro_batches, positions_of
-from megatron_rl.policy.packing import pack, split_over_ranks
+from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, batch_metrics, micro_batches, positions_of
+from megatron_rl.policy.flops import TOKENS, SequenceCost
+from megatron_rl.policy.packing import PACKING_METRICS
 
 CPU = torch.device("cpu")
-lengths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=40)
+COST = SequenceCost(per_token=40, per_squared_token=1)
 
 
 def batches_of_all_ranks(
-    sequences: list[TrainSequence], dp: int, budget: int, multiple: int = 1, group: int = 1
+    sequences: list[TrainSequence],
+    dp: int,
+    budget: int,
+    multiple: int = 1,
+    group: int = 1,
+    cost: SequenceCost = TOKENS,
 ) -> list[list[MicroBatch]]:
     shares = [Share(rank, dp, multiple=multiple, group=group) for rank in range(dp)]
-    return [micro_batches(sequences, share, budget, CPU) for share in shares]
+    return [micro_batches(sequences, share, budget, CPU, cost) for share in shares]
 
 
 @st.composite
@@ -28,33 +33,6 @@ def packings(draw: st.DrawFn) -> tuple[list[TrainSequence], int, int, int]:
     """Sequences, ranks, token budget, multiple."""
     sequences = random_sequences(draw(st.integers()), draw(st.integers(1, 25)), sft=draw(st.booleans()))
     return sequences, draw(st.integers(1, 5)), draw(st.integers(1, 400)), draw(st.sampled_from([1, 2, 4, 8]))
-
-
-@given(lengths=lengths_lists, ranks=st.integers(1, 8))
-def test_every_sequence_goes_to_one_rank(lengths: list[int], ranks: int) -> None:
-    members = split_over_ranks(lengths, ranks)
-    assert len(members) == ranks
-    assert sorted(index for part in members for index in part) == list(range(len(lengths)))
-
-
-@given(lengths=lengths_lists, ranks=st.integers(1, 8))
-def test_no_rank_has_more_than_a_sequence_above_the_lightest(lengths: list[int], ranks: int) -> None:
-    loads = [sum(lengths[i] for i in part) for part in split_over_ranks(lengths, ranks)]
-    assert max(loads) - min(loads) <= max(lengths)
-
-
-@given(lengths=lengths_lists, budget=st.integers(1, 100))
-def test_packing_respects_the_budget_unless_a_single_sequence_is_longer(lengths: list[int], budget: int) -> None:
-    bins = pack(lengths, budget)
-    assert sorted(index for part in bins for index in part) == list(range(len(lengths)))
-    for part in bins:
-        assert len(part) == 1 or sum(lengths[i] for i in part) <= budget
-
-
-@given(lengths=lengths_lists, budget=st.integers(60, 200))
-def test_first_fit_leaves_no_two_bins_half_empty(lengths: list[int], budget: int) -> None:
-    loads = [sum(lengths[i] for i in part) for part in pack(lengths, budget)]
-    assert sum(2 * load <= budget for load in loads) <= 1
 
 
 @given(packing=packings())
@@ -122,27 +100,33 @@ def test_a_rank_without_sequences_gets_a_micro_batch_of_no_weight() -> None:
 
 
 @given(packing=packings(), group=st.integers(1, 4))
-def test_the_number_of_micro_batches_is_a_multiple_with_as_few_empty_ones_as_need_be(
+def test_the_number_of_micro_batches_is_a_multiple_and_every_sequence_in_one_of_them(
     packing: tuple[list[TrainSequence], int, int, int], group: int
 ) -> None:
     sequences, dp, budget, multiple = packing
-    plain = batches_of_all_ranks(sequences, dp, budget, multiple)
-    for batches, fewer in zip(batches_of_all_ranks(sequences, dp, budget, multiple, group), plain, strict=True):
-        assert len(batches) % group == 0
-        assert len(batches) - len(fewer) < group
-        assert [batch.members for batch in batches[: len(fewer)]] == [batch.members for batch in fewer]
-        assert not any(batch.members or batch.response_mask.any() for batch in batches[len(fewer) :])
+    everyone = batches_of_all_ranks(sequences, dp, budget, multiple, group)
+    assert {len(batches) % group for batches in everyone} == {0}
+    members = [index for batches in everyone for batch in batches for index in batch.members]
+    assert sorted(members) == list(range(len(sequences)))
+
+
+@given(packing=packings())
+def test_metrics_are_of_what_all_ranks_train_on(packing: tuple[list[TrainSequence], int, int, int]) -> None:
+    sequences, dp, budget, _ = packing
+    found = batch_metrics([*sequences, *sequences], Share(0, dp), budget, COST)
+    everyone = batches_of_all_ranks([*sequences, *sequences], dp, budget, cost=COST)
+    lengths = [len(sequence.tokens) - 1 for sequence in sequences] * 2
+    costs = [sum(COST.of(lengths[i]) for batch in batches for i in batch.members) for batches in everyone]
+    room = sum(len(batches) for batches in everyone) * budget
+    assert found.keys() == set(PACKING_METRICS)
+    assert found["packing_efficiency"] == pytest.approx(sum(min(length, budget) for length in lengths) / room)
+    assert found["dp_imbalance"] == pytest.approx(max(costs) * dp / sum(costs) - 1)
+    assert found["shared_prompt_tokens"] >= sum(sequence.prompt_length for sequence in sequences)
 
 
 def test_the_shortest_sequence_has_one_prompt_and_one_response_token() -> None:
     (batch,) = micro_batches([TrainSequence((5, 6), 1, 2.0)], Share(), budget=1, device=CPU)
     assert (batch.tokens.tolist(), batch.labels.tolist(), batch.weights.tolist()) == ([5], [6], [2.0])
-
-
-def test_packing_does_not_depend_on_anything_random() -> None:
-    lengths = [random.Random(3).randrange(1, 50) for _ in range(200)]
-    assert pack(lengths, 100) == pack(list(lengths), 100)
-    assert split_over_ranks(lengths, 8) == split_over_ranks(list(lengths), 8)
 
 
 @given(packing=packings(), cp=st.integers(2, 4))

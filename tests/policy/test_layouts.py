@@ -15,8 +15,12 @@ import reference
 import torch
 from ranks import run_job
 from safetensors.torch import load_file
-from tiny import VARIANTS, random_sequences, step_sequences, variant_sequences
+from tiny import VARIANTS, random_sequences, shape_of, step_sequences, variant_sequences
 from torch import Tensor
+
+from megatron_rl.policy.batch import Share, batch_metrics
+from megatron_rl.policy.flops import forward_flops
+from megatron_rl.policy.packing import PACKING_METRICS
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {"ranks": 1, "tp": 1, "pp": 1, "sp": False, "budgets": [30, 150, 100_000], "golden": True},
@@ -33,6 +37,7 @@ OTHERS = [name for name in LAYOUTS if name != "tp1"]
 RESUMING = ["pp2", "dp2", "cp2", "tp2_sp", "tp2_pp2", "pp2_vpp2", "tp2_pp2_vpp2"]
 MODELS = ["untied", "tied"]
 CURVES = [("sft", "untied"), ("sft", "tied"), ("grpo", "untied")]
+BUDGET = 300  # of `tiny.train_config`
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -181,7 +186,15 @@ def test_the_policy_learns_in_these_ten_steps(launch: Launch) -> None:
 @pytest.mark.parametrize("name", ["tp1", "pp2_vpp2"])
 def test_micro_batch_budgets_do_not_matter(launch: Launch, name: str) -> None:
     for metrics in launch(name).result["budgets"].values():
-        assert_same_curve([metrics], launch("tp1").curve("grpo", "untied")[:1], 1e-5, tuple(metrics))
+        keys = tuple(metrics.keys() - set(PACKING_METRICS))
+        assert_same_curve([metrics], launch("tp1").curve("grpo", "untied")[:1], 1e-5, keys)
+
+
+@pytest.mark.parametrize(("name", "share"), [("tp1", Share()), ("dp2", Share(dp=2)), ("pp2_vpp2", Share(group=2))])
+def test_a_step_tells_how_it_was_packed(launch: Launch, name: str, share: Share) -> None:
+    for step, metrics in enumerate(launch(name).curve("grpo", "untied")):
+        wanted = batch_metrics(step_sequences(step, sft=False), share, BUDGET, forward_flops(shape_of()))
+        assert {key: metrics[key] for key in PACKING_METRICS} == wanted
 
 
 @pytest.mark.parametrize("curve", [f"{algorithm}_{model}" for algorithm, model in CURVES] + list(VARIANTS))
