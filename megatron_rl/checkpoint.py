@@ -6,6 +6,7 @@ problems from the seed and from the run's history, which is kept.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -34,11 +35,13 @@ class Manifest:
         step: steps made, those of skipped batches included.
         seed: of the run; with `step` it gives all sampling seeds.
         layout: the parallel layout that wrote it, for people: any other can read it.
+        fp8_scaling: it has the past that FP8's delayed scaling goes by.
     """
 
     step: int
     seed: int
     layout: dict[str, int]
+    fp8_scaling: bool = False
 
 
 def save_checkpoint(
@@ -64,14 +67,15 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(policy.sharded_state(with_optimizer=True), str(temporary))
+    state = policy.sharded_state(with_optimizer=True, with_scaling=policy.has_scaling)
+    dist_checkpointing.save(state, str(temporary))
     dist.barrier()
     if parallel.is_main:
         (temporary / HF_FILES).mkdir()
         copy_other_files(model, temporary / HF_FILES)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         write_json(temporary / _HISTORY, dict(history))
-        manifest = Manifest(step, seed, parallel.layout)
+        manifest = Manifest(step, seed, parallel.layout, policy.has_scaling)
         write_json(temporary / MANIFEST, asdict(manifest))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -86,14 +90,21 @@ def remove_old_checkpoints(run: RunFolder, keep_last: int, exported: int | None 
 
 
 def resume(run: RunFolder, policy: Policy, updates_per_step: int = 1) -> int:
-    """Load the newest checkpoint of the run, if there is one; the number of steps it has made."""
+    """Load the newest checkpoint of the run, if there is one; the number of steps it has made.
+
+    Where the run has changed to FP8's delayed scaling since, that starts anew.
+    """
     found = run.checkpoints()
     if not found:
         return 0
-    step = Manifest(**json.loads((found[-1] / MANIFEST).read_text(encoding="utf-8"))).step
-    state = dist_checkpointing.load(policy.sharded_state(with_optimizer=True, is_loading=True), str(found[-1]))
-    policy.load_state(state, step * updates_per_step)
-    return step
+    manifest = Manifest(**json.loads((found[-1] / MANIFEST).read_text(encoding="utf-8")))
+    with_scaling = policy.has_scaling and manifest.fp8_scaling
+    if with_scaling:
+        # Transformer Engine unpickles it, where it is told that the source is trusted: it is this run itself.
+        os.environ["NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"] = "1"
+    wanted = policy.sharded_state(with_optimizer=True, is_loading=True, with_scaling=with_scaling)
+    policy.load_state(dist_checkpointing.load(wanted, str(found[-1])), manifest.step * updates_per_step)
+    return manifest.step
 
 
 def load_history(checkpoint: Path) -> dict[str, Any]:

@@ -10,14 +10,27 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import psutil
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_rl.config.schema import Device
+from megatron_rl.config.schema import Device, FP8Recipe
 from megatron_rl.errors import InputError
+
+_FP8_CAPABILITY = {
+    FP8Recipe.DELAYED: (8, 9),
+    FP8Recipe.TENSORWISE: (8, 9),
+    FP8Recipe.BLOCKWISE: (9, 0),
+    FP8Recipe.MXFP8: (10, 0),
+}
+"""The least compute capability that Transformer Engine wants for each."""
+_NO_MXFP8 = (12, 0)
+"""From this one on it refuses MXFP8 again."""
+_BLOCKWISE_CUDA = (12, 9)
+_INSTALL_TRANSFORMER_ENGINE = "pip install 'transformer-engine[pytorch]>=2.20,<2.21'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +70,46 @@ def setup_device(requested: Device, local_rank: int) -> DeviceSetup:
     """Bind this process to its device; call once, before Megatron-Core is used.
 
     Raises:
-        InputError: as `resolve_device`.
+        InputError: as `resolve_device`; there is a GPU to train on, but no Transformer Engine.
     """
     if resolve_device(requested) == "cuda":
+        if find_spec("transformer_engine") is None:
+            raise InputError(
+                f"training on a GPU needs Transformer Engine: {_INSTALL_TRANSFORMER_ENGINE}, or set cluster.device=cpu"
+            )
         torch.cuda.set_device(local_rank)
         return DeviceSetup("cuda", "nccl", transformer_engine=True, weight_transfer="ipc", engine_sleeps=True)
     _name_cpu_cuda()
     return DeviceSetup("cpu", "gloo", transformer_engine=False, weight_transfer="shm", engine_sleeps=False)
+
+
+def check_fp8(recipe: FP8Recipe, device: DeviceSetup) -> None:
+    """Refuse FP8 products that this machine cannot make.
+
+    Raises:
+        InputError: names what is missing.
+    """
+    missing: str | None = "Transformer Engine on a GPU"
+    if device.transformer_engine:
+        missing = missing_for_fp8(recipe, torch.cuda.get_device_capability(), torch.version.cuda or "0")
+    if missing is not None:
+        raise InputError(f"policy.fp8.recipe={recipe} needs {missing}; set another recipe, or policy.fp8=null")
+
+
+def missing_for_fp8(recipe: FP8Recipe, capability: tuple[int, int], cuda: str) -> str | None:
+    """What Transformer Engine wants for a recipe and a GPU of this compute capability, or this CUDA, lacks."""
+    least = _FP8_CAPABILITY[recipe]
+    if capability < least:
+        return f"a GPU of compute capability {_dotted(least)}; this one has {_dotted(capability)}"
+    if recipe is FP8Recipe.MXFP8 and capability >= _NO_MXFP8:
+        return f"a GPU of a compute capability below {_dotted(_NO_MXFP8)}; this one has {_dotted(capability)}"
+    if recipe is FP8Recipe.BLOCKWISE and tuple(map(int, cuda.split("."))) < _BLOCKWISE_CUDA:
+        return f"CUDA {_dotted(_BLOCKWISE_CUDA)}; torch was built with {cuda}"
+    return None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
 
 
 def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel_size: int) -> dict[str, str]:

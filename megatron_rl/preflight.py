@@ -121,3 +121,11 @@ def check_division(policy: PolicyConfig, shape: ModelShape) -> None:
             f"policy.{pp} x policy.virtual_{pp} = {policy.pipeline_model_parallel_size} x {vpp} does not divide the "
             f"model's {shape.num_layers} layers; change one of them"
         )
+    of_stage = shape.num_layers // policy.pipeline_model_parallel_size
+    for end in ("start", "end"):
+        in_bf16 = getattr(policy.fp8, f"num_layers_at_{end}_in_bf16", 0)
+        if in_bf16 > of_stage:
+            raise InputError(
+                f"policy.fp8.num_layers_at_{end}_in_bf16={in_bf16} is above the {of_stage} layers of a pipeline stage; "
+                "lower it"
+            )

@@ -2,7 +2,10 @@
 
 import pytest
 
-from megatron_rl.device import DeviceSetup, engine_environment
+from megatron_rl import device
+from megatron_rl.config.schema import Device, FP8Recipe
+from megatron_rl.device import DeviceSetup, check_fp8, engine_environment, missing_for_fp8, setup_device
+from megatron_rl.errors import InputError
 
 CUDA = DeviceSetup("cuda", "nccl", transformer_engine=True, weight_transfer="ipc", engine_sleeps=True)
 CPU = DeviceSetup("cpu", "gloo", transformer_engine=False, weight_transfer="shm", engine_sleeps=False)
@@ -24,3 +27,39 @@ def test_an_engine_has_the_gpus_from_its_leading_ranks_on(
 
 def test_workers_share_the_cores_evenly() -> None:
     assert engine_environment(CPU, [0, 1, 2, 3], 2)["VLLM_CPU_OMP_THREADS_BIND"] == "0,2|1,3"
+
+
+A100, L40, H100, B200, RTX_5090 = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
+
+
+@pytest.mark.parametrize(("recipe", "capability", "cuda", "missing"), [
+    ("delayed", L40, "13.0", None),
+    ("delayed", A100, "13.0", "compute capability 8.9; this one has 8.0"),
+    ("tensorwise", H100, "12.6", None),
+    ("tensorwise", A100, "12.6", "compute capability 8.9; this one has 8.0"),
+    ("blockwise", H100, "12.9", None),
+    ("blockwise", B200, "13.0", None),
+    ("blockwise", L40, "13.0", "compute capability 9.0; this one has 8.9"),
+    ("blockwise", H100, "12.8", "CUDA 12.9; torch was built with 12.8"),
+    ("mxfp8", B200, "13.0", None),
+    ("mxfp8", H100, "13.0", "compute capability 10.0; this one has 9.0"),
+    ("mxfp8", RTX_5090, "13.0", "compute capability below 12.0; this one has 12.0"),
+])  # fmt: skip
+def test_what_a_recipe_of_fp8_lacks_on_a_gpu(
+    recipe: str, capability: tuple[int, int], cuda: str, missing: str | None
+) -> None:
+    found = missing_for_fp8(FP8Recipe(recipe), capability, cuda)
+    assert found is None if missing is None else str(found).endswith(missing)
+
+
+@pytest.mark.parametrize("recipe", list(FP8Recipe))
+def test_fp8_without_a_gpu_is_refused_in_one_line(recipe: FP8Recipe) -> None:
+    with pytest.raises(InputError, match=f"^policy.fp8.recipe={recipe} needs Transformer Engine on a GPU; set .*$"):
+        check_fp8(recipe, CPU)
+
+
+def test_a_gpu_without_transformer_engine_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "resolve_device", lambda requested: "cuda")
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^training on a GPU needs Transformer Engine: pip install .*=cpu$"):
+        setup_device(Device.AUTO, 0)

@@ -81,6 +81,15 @@ def test_a_complete_folder_and_good_data_pass(model: Path, settings: dict[str, A
             "the model's 4 layers; change one of them",
         ),
         (
+            {
+                "policy__pipeline_model_parallel_size": 2,
+                "cluster__gpus_per_node": 2,
+                "policy__precision": "bf16",
+                "policy__fp8__num_layers_at_end_in_bf16": 3,
+            },
+            "policy.fp8.num_layers_at_end_in_bf16=3 is above the 2 layers of a pipeline stage; lower it",
+        ),
+        (
             {"policy__max_total_sequence_length": 257},
             "policy.max_total_sequence_length=257 is above the model's context of 256 tokens",
         ),

@@ -2,7 +2,16 @@
 
 import math
 
-from megatron_rl.config.schema import Algorithm, GenerationConfig, GRPOConfig, PolicyConfig, Precision, TrainConfig
+from megatron_rl.config.schema import (
+    Algorithm,
+    FP8Config,
+    FP8Recipe,
+    GenerationConfig,
+    GRPOConfig,
+    PolicyConfig,
+    Precision,
+    TrainConfig,
+)
 from megatron_rl.errors import InputError
 
 _POSITIVE = (
@@ -142,11 +151,27 @@ def _check_precision(policy: PolicyConfig) -> None:
     for setting, is_set in needs_bf16.items():
         if is_set and policy.precision is not Precision.BF16:
             raise InputError(f"policy.{setting} needs policy.precision=bf16; it is {policy.precision}")
+    if policy.fp8 is not None:
+        _check_fp8(policy.fp8, policy.precision)
     if optimizer.optimizer_cpu_offload and moments:
         raise InputError(
             f"policy.optimizer.{moments[0]}=bf16 takes no effect with policy.optimizer.optimizer_cpu_offload=true, "
             "whose step in the host's memory is made in fp32; set one of them"
         )
+
+
+def _check_fp8(fp8: FP8Config, precision: Precision) -> None:
+    if precision is not Precision.BF16:
+        raise InputError(f"policy.fp8.recipe={fp8.recipe} needs policy.precision=bf16; it is {precision}")
+    for key in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
+        value = getattr(fp8, key)
+        if value < 0:
+            raise InputError(f"policy.fp8.{key}={value}: must be at least 0")
+        if value and fp8.recipe is FP8Recipe.DELAYED:
+            raise InputError(
+                f"policy.fp8.{key}={value} with policy.fp8.recipe=delayed: Transformer Engine would mix up the scaling "
+                "factors; set the first to 0, or policy.fp8.recipe=tensorwise"
+            )
 
 
 def _check_start(policy: PolicyConfig) -> None:

@@ -32,8 +32,10 @@ class RecomputeGranularity(StrEnum):
 
 
 class FP8Recipe(StrEnum):
+    DELAYED = "delayed"
     TENSORWISE = "tensorwise"
     BLOCKWISE = "blockwise"
+    MXFP8 = "mxfp8"
 
 
 class OnMismatch(StrEnum):
@@ -118,10 +120,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FP8Config:
-    """The linear layers' matrix products in FP8 (E4M3 forward, Transformer Engine on Hopper); weights stay bfloat16."""
+    """The linear layers' matrix products in FP8, by Transformer Engine; weights stay bfloat16."""
 
     recipe: FP8Recipe = FP8Recipe.BLOCKWISE
-    """How factors are scaled: one per tensor, or one per 128 x 128 block of weights and 1 x 128 of activations."""
+    """What one scaling factor is for: a tensor, by its own largest value (`tensorwise`) or by that of its past
+    (`delayed`); 128 x 128 weights or 1 x 128 activations (`blockwise`; Hopper, CUDA 12.9); 32 values (`mxfp8`;
+    Blackwell)."""
+    num_layers_at_start_in_bf16: int = 0
+    """The model's first so many layers make their products in bfloat16; not with `delayed`."""
+    num_layers_at_end_in_bf16: int = 0
+    """Its last."""
 
 
 @dataclass(frozen=True, kw_only=True)

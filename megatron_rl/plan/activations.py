@@ -9,7 +9,7 @@ parallelism), H hidden size, A query size, K key-value size, D head dimension, F
 V vocabulary; A, K, F and V are this rank's parts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from converters.hf_config import ModelShape
@@ -65,10 +65,14 @@ def activations(
     """What stage `stage` of the pipeline, with `layers` decoder layers, needs for micro-batches of `tokens` tokens."""
     sizes = _sizes(policy, shape, tokens)
     pp, vpp = policy.pipeline_model_parallel_size, policy.virtual_pipeline_model_parallel_size or 1
-    layers //= vpp  # of a chunk
     last = stage == pp - 1
+    plain = _layers_in_bf16(policy, stage) / layers
+    layers //= vpp  # of a chunk
     hidden = sizes.S * sizes.H * sizes.e
-    layer, mlp = _attention_kept(sizes, spec), _mlp_kept(sizes, spec)
+    in_bf16 = replace(sizes, linear_e=sizes.e)
+    layer, mlp = (
+        plain * kept(in_bf16, spec) + (1 - plain) * kept(sizes, spec) for kept in (_attention_kept, _mlp_kept)
+    )
     work = _layer_work(sizes, spec, policy.sequence_parallel)
     match policy.recompute_granularity:
         case None:
@@ -102,6 +106,14 @@ def log_prob_bytes(policy: PolicyConfig, shape: ModelShape, tokens: float) -> fl
     forward = logits * (2 * _FP32 + cast)
     backward = logits * (_FP32 + cast) + weight * (_FP32 + cast) + hidden * element
     return max(forward, backward)
+
+
+def _layers_in_bf16(policy: PolicyConfig, stage: int) -> int:
+    """Of a stage's layers those that are spared FP8."""
+    if policy.fp8 is None:
+        return 0
+    first, last = stage == 0, stage == policy.pipeline_model_parallel_size - 1
+    return first * policy.fp8.num_layers_at_start_in_bf16 + last * policy.fp8.num_layers_at_end_in_bf16
 
 
 def element_bytes(policy: PolicyConfig) -> int:

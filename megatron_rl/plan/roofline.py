@@ -129,7 +129,11 @@ def train_cost(
     full = policy.recompute_granularity is RecomputeGranularity.FULL
     passes = 4 if full else 3  # forward, (again,) backward with its two products
     bf16 = gpu.bf16_tflops * 1e12 * assumptions.training_efficiency
-    linear = bf16 if policy.fp8 is None else gpu.fp8_tflops * 1e12 * assumptions.fp8_efficiency
+    linear = 1 / bf16  # seconds of an operation, on average over the layers
+    if policy.fp8 is not None:
+        plain = policy.fp8.num_layers_at_start_in_bf16 + policy.fp8.num_layers_at_end_in_bf16
+        fp8 = 1 - plain / shape.num_layers
+        linear = fp8 / (gpu.fp8_tflops * 1e12 * assumptions.fp8_efficiency) + (1 - fp8) / bf16
     head = shape.vocab_size * shape.hidden_size  # never in FP8
     layers = passes * (matmul_parameters(shape) - head)
     if policy.recompute_granularity is RecomputeGranularity.SELECTIVE:
@@ -141,7 +145,7 @@ def train_cost(
     link = _link(gpu, assumptions, within_node=world <= cluster.gpus_per_node)
     moved = (gradient_bytes(policy) + 2) * weight_parameters(shape) / (tp * pp) * (copies - 1) / copies
     return TrainCost(
-        per_token=2 * (layers / linear + passes * head / bf16) / shared + exchange / pp,
+        per_token=2 * (layers * linear + passes * head / bf16) / shared + exchange / pp,
         per_squared_token=passes * 2 * shape.num_layers * shape.query_size / bf16 / shared,
         update=moved / link,
     )

@@ -21,8 +21,8 @@ from converters.families import family_of
 from converters.families.family import Family
 from converters.hf_config import ModelShape, model_shape, read_config
 from converters.model import ModelGroups
-from megatron_rl.config.schema import PolicyConfig, Precision, RecomputeGranularity
-from megatron_rl.errors import InputError
+from megatron_rl.config.schema import FP8Config, FP8Recipe, PolicyConfig, Precision, RecomputeGranularity
+from megatron_rl.device import DeviceSetup
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.layer_spec import layer_spec
 from megatron_rl.policy.log_probs import token_log_probs, vocabulary_part
@@ -81,11 +81,11 @@ def build_model(
     config: PolicyConfig, architecture: Architecture, parallel: Parallel, temperature: float
 ) -> list[PolicyModel]:
     """This rank's chunks of the model, weights not yet loaded: one, or as many as the pipeline interleaves."""
-    transformer_config = _transformer_config(config, architecture, parallel)
+    settings = transformer_config(config, architecture, parallel.device)
     megatron = architecture.family.translate(architecture.hf_config)
     build = partial(
         PolicyModel,
-        config=transformer_config,
+        config=settings,
         vocab_size=architecture.shape.padded_vocab_size,
         max_sequence_length=megatron.max_position_embeddings,
         share_embeddings_and_output_weights=architecture.shape.tied,
@@ -99,9 +99,9 @@ def build_model(
     )
     chunks = []
     for chunk in range(parallel.vpp):
-        layers = get_num_layers_to_build(transformer_config, vp_stage=chunk)
+        layers = get_num_layers_to_build(settings, vp_stage=chunk)
         model = build(
-            transformer_layer_spec=layer_spec(transformer_config, parallel.device.transformer_engine, layers),
+            transformer_layer_spec=layer_spec(settings, parallel.device.transformer_engine, layers),
             pre_process=parallel.pp_rank == 0 and chunk == 0,
             post_process=parallel.is_last_stage and chunk == parallel.vpp - 1,
             vp_stage=chunk,
@@ -110,14 +110,17 @@ def build_model(
     return chunks
 
 
-def sharded_weights(chunks: Sequence[PolicyModel], metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The sharded state of the weights alone, by chunk: what is stored under which name does not depend on chunks.
+def sharded_weights(
+    chunks: Sequence[PolicyModel], metadata: dict[str, Any] | None = None, with_scaling: bool = False
+) -> dict[str, Any]:
+    """The sharded state of the weights, by chunk: what is stored under which name does not depend on chunks.
 
-    What linear layers keep besides is for FP8's delayed scaling, which is not used; converted checkpoints lack it.
+    Args:
+        with_scaling: also what linear layers keep besides, which is the past that FP8's delayed scaling goes by.
     """
     states = [chunk.sharded_state_dict(metadata=metadata) for chunk in chunks]
     return {
-        f"chunk{number}": {key: value for key, value in state.items() if not key.endswith(_EXTRA_STATE)}
+        f"chunk{number}": {k: v for k, v in state.items() if with_scaling or not k.endswith(_EXTRA_STATE)}
         for number, state in enumerate(states)
     }
 
@@ -130,12 +133,13 @@ def load_weights(chunks: Sequence[PolicyModel], state: dict[str, Any]) -> None:
         assert not [*lost, *unexpected], f"the checkpoint lacks {lost} and has {unexpected}"
 
 
-def _transformer_config(config: PolicyConfig, architecture: Architecture, parallel: Parallel) -> TransformerConfig:
+def transformer_config(config: PolicyConfig, architecture: Architecture, device: DeviceSetup) -> TransformerConfig:
+    """Megatron's settings for a model; whether the device can make FP8 products is not asked."""
     dtype = torch_dtype(config.precision)
     interleaved = config.virtual_pipeline_model_parallel_size is not None
     return TransformerConfig(
         **_recomputation(config),
-        **_fp8(config, parallel),
+        **_fp8(config.fp8),
         **architecture.family.translate(architecture.hf_config).transformer,
         activation_func=torch.nn.functional.silu,
         hidden_dropout=0.0,
@@ -156,11 +160,11 @@ def _transformer_config(config: PolicyConfig, architecture: Architecture, parall
         moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths even without experts
         # The loss arrives divided by the step's global normaliser; Megatron must not rescale it per micro-batch.
         calculate_per_token_loss=True,
-        use_cpu_initialization=parallel.device.type == "cpu",
-        bias_activation_fusion=parallel.device.type == "cuda",
+        use_cpu_initialization=device.type == "cpu",
+        bias_activation_fusion=device.type == "cuda",
         masked_softmax_fusion=False,
-        persist_layer_norm=parallel.device.type == "cuda",
-        bias_dropout_fusion=parallel.device.type == "cuda",
+        persist_layer_norm=device.type == "cuda",
+        bias_dropout_fusion=device.type == "cuda",
         gradient_accumulation_fusion=False,
     )
 
@@ -181,14 +185,21 @@ def _recomputation(config: PolicyConfig) -> dict[str, Any]:
             return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
-def _fp8(config: PolicyConfig, parallel: Parallel) -> dict[str, Any]:
-    if config.fp8 is None:
+def _fp8(config: FP8Config | None) -> dict[str, Any]:
+    if config is None:
         return {}
-    if not parallel.device.transformer_engine:
-        raise InputError(
-            f"policy.fp8.recipe={config.fp8.recipe} needs Transformer Engine on a GPU; set policy.fp8=null"
-        )
-    return {"fp8": "e4m3", "fp8_recipe": config.fp8.recipe.value}
+    # Transformer Engine's own defaults: gradients in E5M2 where a factor is for a whole tensor, and a past of 1024.
+    for_tensors = config.recipe in (FP8Recipe.DELAYED, FP8Recipe.TENSORWISE)
+    start, end = config.num_layers_at_start_in_bf16, config.num_layers_at_end_in_bf16
+    return {
+        "fp8": "hybrid" if for_tensors else "e4m3",
+        "fp8_recipe": config.recipe.value,
+        "fp8_amax_history_len": 1024,
+        "fp8_amax_compute_algo": "max",
+        "first_last_layers_bf16": start + end > 0,
+        "num_layers_at_start_in_bf16": start,
+        "num_layers_at_end_in_bf16": end,
+    }
 
 
 def model_groups() -> ModelGroups:

@@ -23,8 +23,8 @@ from torch import Tensor
 from converters.hf_folder import HFReader
 from converters.model import HFExport, load_hf
 from megatron_rl.algorithms.losses import TokenLoss
-from megatron_rl.config.schema import OptimizerConfig, PolicyConfig, Precision
-from megatron_rl.device import DeviceSetup
+from megatron_rl.config.schema import FP8Recipe, OptimizerConfig, PolicyConfig, Precision
+from megatron_rl.device import DeviceSetup, check_fp8
 from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, batch_metrics, micro_batches
@@ -54,12 +54,17 @@ class Policy:
     Args:
         temperature: log-probs are those of the distribution sampled at this temperature: GRPO scores samples under the
             very distribution they were drawn from, SFT imitates at 1.
+
+    Raises:
+        InputError: settings that need another machine.
     """
 
     def __init__(
         self, config: PolicyConfig, architecture: Architecture, parallel: Parallel, temperature: float = 1.0
     ) -> None:
         self.config, self.architecture, self.parallel = config, architecture, parallel
+        if config.fp8 is not None:
+            check_fp8(config.fp8.recipe, parallel.device)
         self.chunks = build_model(config, architecture, parallel, temperature)
         self._wrapped = _wrap(self.chunks, config, parallel)
         self.optimizer = _optimizer(config, self._wrapped, parallel.device)
@@ -186,9 +191,16 @@ class Policy:
         by_index = dict(item for part in everyone for item in part)
         return [by_index[i] for i in range(len(sequences))]
 
-    def sharded_state(self, with_optimizer: bool, is_loading: bool = False) -> dict[str, Any]:
+    @property
+    def has_scaling(self) -> bool:
+        """It scales by the past, which belongs into checkpoints that a run carries on from."""
+        return self.config.fp8 is not None and self.config.fp8.recipe is FP8Recipe.DELAYED
+
+    def sharded_state(
+        self, with_optimizer: bool, is_loading: bool = False, with_scaling: bool = False
+    ) -> dict[str, Any]:
         """State for `megatron.core.dist_checkpointing`, reshardable over TP, PP and DP."""
-        state: dict[str, Any] = {"model": sharded_weights(self.chunks, _CHECKPOINT_METADATA)}
+        state: dict[str, Any] = {"model": sharded_weights(self.chunks, _CHECKPOINT_METADATA, with_scaling)}
         if with_optimizer:
             # Megatron describes what it saves, or is about to load, by the state it has; a new optimizer has none yet.
             _make_first_moments(_distributed_optimizer(self.optimizer))

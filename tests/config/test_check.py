@@ -67,6 +67,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         BF16 | {"policy__optimizer__optimizer_cpu_offload": True, "policy__optimizer__exp_avg_dtype": "bf16"},
         "policy.optimizer.exp_avg_dtype=bf16 takes no effect with policy.optimizer.optimizer_cpu_offload=true",
     ),
+    ({"policy__fp8__recipe": "mxfp8"}, "policy.fp8.recipe=mxfp8 needs policy.precision=bf16; it is fp32"),
+    (
+        BF16 | {"policy__fp8__num_layers_at_end_in_bf16": -1},
+        "policy.fp8.num_layers_at_end_in_bf16=-1: must be at least 0",
+    ),
+    (
+        BF16 | {"policy__fp8": {"recipe": "delayed", "num_layers_at_start_in_bf16": 1}},
+        "policy.fp8.num_layers_at_start_in_bf16=1 with policy.fp8.recipe=delayed",
+    ),
     ({"policy__model_name": None}, "exactly one of policy.model_name"),
     (
         {
@@ -122,6 +131,8 @@ def test_what_cannot_run_is_refused_in_one_line(changes: dict[str, Any], message
         {"generation__max_new_tokens": 127},
         {"cluster__gpus_per_node": 2, "generation__num_engines": 2},
         {"generation__temperature": 0.01},
+        BF16 | {"policy__fp8": {"recipe": "delayed"}},
+        BF16 | {"policy__fp8": {"recipe": "mxfp8", "num_layers_at_start_in_bf16": 1, "num_layers_at_end_in_bf16": 2}},
         BF16 | {"policy__grad_reduce_in_fp32": False, "policy__optimizer__optimizer_cpu_offload": True},
         BF16 | {"policy__optimizer__exp_avg_dtype": "bf16", "policy__optimizer__exp_avg_sq_dtype": "bf16"},
         {"validation__temperature": 0.0, "validation__top_p": 0.9},

@@ -119,3 +119,10 @@ def test_fp8_halves_what_linear_layers_keep() -> None:
     plain = of_14b(recompute_granularity=None)
     fp8 = of_14b(recompute_granularity=None, fp8=FP8Config())
     assert 0.7 * plain.kept < fp8.kept < 0.95 * plain.kept
+    spared = FP8Config(num_layers_at_start_in_bf16=4, num_layers_at_end_in_bf16=8)
+    assert of_14b(recompute_granularity=None, fp8=spared).kept == pytest.approx(
+        fp8.kept + 12 / 48 * (plain.kept - fp8.kept)
+    )
+    stage = {"pipeline_model_parallel_size": 2, "recompute_granularity": None}
+    last = of_14b(1, 24, fp8=spared, **stage), of_14b(1, 24, fp8=FP8Config(), **stage), of_14b(1, 24, **stage)
+    assert last[0].kept == pytest.approx(last[1].kept + 8 / 24 * (last[2].kept - last[1].kept))

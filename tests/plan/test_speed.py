@@ -104,6 +104,9 @@ def test_recomputation_adds_a_third_or_the_mlps_and_fp8_takes_from_linear_layers
     assert cost.per_squared_token == plain.per_squared_token
     head = 3 * 2 * 152064 * 3584 / 989e12
     assert cost.per_token - head == pytest.approx((plain.per_token - head) * 989 / 1979, rel=1e-6)
+    spared = grpo_config(policy={"fp8": FP8Config(num_layers_at_start_in_bf16=3, num_layers_at_end_in_bf16=4)})
+    mixed = roofline.train_cost(spared.policy, spared.cluster, QWEN_7B, H100, IDEAL)
+    assert mixed.per_token == pytest.approx(0.75 * cost.per_token + 0.25 * plain.per_token, rel=1e-6)
 
 
 def test_pipeline_bubble_is_stages_less_one_over_micro_batches() -> None:
