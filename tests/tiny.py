@@ -151,7 +151,7 @@ def train_config(folder: Path | str, **changes: Any) -> TrainConfig:
 def random_sequences(seed: int | str, count: int, sft: bool) -> list[TrainSequence]:
     """Sequences of 10 to 90 random tokens.
 
-    SFT: weight 1 over all response tokens. GRPO: weights of both signs, and rollout log-probs that are anything.
+    Their weight is 1 over all response tokens. GRPO: advantages of both signs, and rollout log-probs that are anything.
     """
     rng = random.Random(f"{seed}")
     lengths = [(rng.randrange(1, 9), rng.randrange(3, 82)) for _ in range(count)]
@@ -160,7 +160,8 @@ def random_sequences(seed: int | str, count: int, sft: bool) -> list[TrainSequen
         TrainSequence(
             tokens=tuple(rng.randrange(HF_CONFIG["vocab_size"]) for _ in range(prompt + response)),
             prompt_length=prompt,
-            weight=(1.0 if sft else rng.uniform(-1.5, 2.0)) / responses,
+            weight=1.0 / responses,
+            advantage=1.0 if sft else rng.uniform(-1.5, 2.0),
             rollout_log_probs=() if sft else tuple(rng.uniform(-7.0, -5.0) for _ in range(response)),
         )
         for prompt, response in lengths

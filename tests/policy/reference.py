@@ -40,13 +40,10 @@ def loss_and_gradients(
     """
 
     def objective(number: int, found: Tensor, entropy: Tensor) -> Tensor:
-        sequence = sequences[number]
+        advantage = sequences[number].advantage
         ratio = torch.exp(found - (found.detach() if old is None else old[number]))
         clipped = ratio.clamp(0.8, 1.2)
-        advantage = sequence.advantage * sequence.weight  # of either sign
-        return (
-            found if sft else torch.where(advantage * ratio < advantage * clipped, ratio, clipped) * sequence.advantage
-        )
+        return found if sft else torch.where(advantage * ratio < advantage * clipped, ratio, clipped) * advantage
 
     return _backward(model, sequences, objective)
 

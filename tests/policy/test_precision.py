@@ -24,7 +24,7 @@ def result(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 def assert_close(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
     assert len({step["loss"] for step in wanted}) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
-        assert a == pytest.approx(b, rel=2e-3)
+        assert a == pytest.approx(b, rel=1e-2)  # bfloat16 rounds to 1 in 256
 
 
 def test_gradients_in_bf16_differ_by_rounding(result: dict[str, Any]) -> None:

@@ -51,10 +51,10 @@ def generated(rollout: Rollout, parallel: Parallel, seed: str, temperature: floa
 
 
 def to_sequence(sample: Sample, position: int) -> TrainSequence:
-    """To be trained on with large weights of both signs, so that every update moves the policy visibly."""
+    """To be trained on with large advantages of both signs, so that every update moves the policy visibly."""
     prompt = sample.request.prompt_tokens
-    weight = (1.0 if position % 2 else -0.5) / 100
-    return TrainSequence(prompt + sample.tokens, len(prompt), weight, sample.log_probs)
+    advantage = 1.0 if position % 2 else -0.5
+    return TrainSequence(prompt + sample.tokens, len(prompt), 0.01, advantage, sample.log_probs)
 
 
 def one_round(policy: Policy, rollout: Rollout, parallel: Parallel, version: int) -> dict[str, Any]:
