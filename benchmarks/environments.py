@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def python_with(environment: Path, packages: Sequence[str]) -> Path:
-    """The interpreter of an environment that holds `packages`; it is made if it is not there."""
+def python_with(environment: Path, *installs: Sequence[str]) -> Path:
+    """The interpreter of an environment, made if it is not there by `pip install` with each of these arguments."""
     python = environment / "bin" / "python"
     if not (environment / ".installed").is_file():
         subprocess.run(["python3.11", "-m", "venv", str(environment)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        for arguments in installs:
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *arguments], check=True)
         (environment / ".installed").touch()
     return python

@@ -62,8 +62,12 @@ class Progress:
         count = "" if total is None else f"{done or 0}/{total}"
         self._bars.update(self._phase, completed=done or 0, total=total, count=count)
 
-    def warn(self, message: str) -> None:
+    def note(self, message: str) -> None:
         """Print a line that stays."""
+        self._console.print(message, soft_wrap=True, markup=False)
+
+    def warn(self, message: str) -> None:
+        """Print a line that stays and stands out."""
         self._console.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:

@@ -29,6 +29,7 @@ from megatron_rl.experience import ExperienceMaker
 from megatron_rl.export import BackgroundExport
 from megatron_rl.logger import MetricsLogger
 from megatron_rl.parallel import Parallel, setup_parallel
+from megatron_rl.policy.kernels import kernels_in_use
 from megatron_rl.policy.model import Architecture
 from megatron_rl.policy.policy import Policy
 from megatron_rl.progress import Progress
@@ -153,6 +154,8 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             logger = stack.enter_context(MetricsLogger(config, run.path, start_step))
             exporter = BackgroundExport(run) if config.checkpointing.export_hf else None
             progress = stack.enter_context(Progress(config.name, config.max_num_steps, start_step))
+            parts = ", ".join(f"{part} {library}" for part, library in kernels_in_use(policy).items())
+            progress.note(f"kernels: {parts}")
         history = load_history(run.checkpoint(start_step)) if start_step else {}
         pass_rates = _by_problem(history.get("pass_rates", {}))
         yield Stage(

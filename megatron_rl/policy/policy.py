@@ -101,6 +101,11 @@ class Policy:
         """Of the weights."""
         return self.chunks[0].config.params_dtype
 
+    @property
+    def inner_optimizer(self) -> torch.optim.Optimizer:
+        """What Megatron's distributed optimizer steps with."""
+        return _distributed_optimizer(self.optimizer).optimizer
+
     def train_step(
         self, sequences: Sequence[TrainSequence], loss: TokenLoss, check: StepCheck | None = None
     ) -> dict[str, float]:

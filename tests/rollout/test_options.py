@@ -50,6 +50,11 @@ def lines(model_folders: dict[str, Path], data: Path, folder: Path) -> list[dict
     return launch(model_folders["untied"], data, folder)
 
 
+def test_the_run_says_whose_kernels_it_uses(lines: list[dict[str, Any]], folder: Path) -> None:
+    said = (folder / "rank_0.log").read_text()
+    assert "kernels: attention torch, norms torch, linear layers torch, optimizer torch, gradient clipping" in said
+
+
 def test_a_step_has_as_many_batches_as_it_takes(lines: list[dict[str, Any]]) -> None:
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert [line["generation/batches"] for line in lines] == [2.0] * STEPS
