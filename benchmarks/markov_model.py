@@ -138,7 +138,7 @@ def _weights(config: dict[str, Any], chain: Chain, names: list[str]) -> dict[str
     weights = {}
     for name, shape in family_of(config).hf_tensors(model_shape(config, 1)).items():
         small = name.endswith(("o_proj.weight", "down_proj.weight"))
-        scale = 1e-3 if small else HIDDEN**-0.5
+        scale = 1e-5 if small else HIDDEN**-0.5
         noise = (
             np.ones(shape) if "norm" in name else np.zeros(shape) if len(shape) == 1 else rng.normal(0, scale, shape)
         )

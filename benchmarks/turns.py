@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 
 class System:
-    """A program that calls `serve`.
+    """A program that calls `serve`; a context manager, at whose end it ends.
 
     Args:
         log: file for whatever else the program says.
@@ -48,9 +51,17 @@ class System:
         found: dict[str, Any] = json.loads(answer)
         return found
 
-    def close(self) -> None:
-        """End it: it stops when nobody asks any more."""
-        self._process.communicate(timeout=60)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End it, with all that it has started: it stops when nobody asks any more."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.communicate(timeout=60 if error is None else 1)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def serve() -> Callable[[Mapping[str, Any] | None], bool]:

@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_rl.config.schema import Device, FP8Recipe
+from megatron_rl.config.schema import Device, FP8Recipe, GenerationConfig
 from megatron_rl.errors import InputError
 
 _FP8_CAPABILITY = {
@@ -121,32 +121,42 @@ def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         of_node = visible.split(",") if visible else [str(gpu) for gpu in range(first + tensor_parallel_size)]
         return common | {"CUDA_VISIBLE_DEVICES": ",".join(of_node[first : first + tensor_parallel_size])}
+    if tensor_parallel_size == 1:
+        return common | {"OMP_NUM_THREADS": str(len(cpus))}
     shares = [cpus[worker::tensor_parallel_size] or cpus for worker in range(tensor_parallel_size)]
     return common | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, share)) for share in shares)}
 
 
-def engine_arguments(device: DeviceSetup, cpu_kv_cache_gib: int, max_model_len: int) -> dict[str, Any]:
+def engine_arguments(device: DeviceSetup, config: GenerationConfig, max_model_len: int) -> dict[str, Any]:
     """vLLM engine arguments that differ between the devices."""
     if device.type == "cuda":
         return {"enable_sleep_mode": True}
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
     return {
-        "kv_cache_memory_bytes": cpu_kv_cache_gib << 30,
+        "kv_cache_memory_bytes": config.cpu_kv_cache_gib << 30,
         # vLLM rewinds a sample's generator after a partial prefill, which CPU generators cannot do: no partial ones.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(8192, max_model_len),
+        # A lone worker computes in the engine's process. In one of its own, vLLM's choice, the engine would wait for it
+        # in a busy loop, on a core that the worker computes with.
+        "distributed_executor_backend": UniProcExecutor if config.tensor_parallel_size == 1 else "mp",
     }
 
 
 def used_memory_gib(device: DeviceSetup) -> float:
-    """GiB in use: of this rank's GPU by whatever process; without a GPU by this process and all that it started."""
+    """GiB in use: of this rank's GPU by whatever process; without a GPU by this process and all that it started, where
+    what several share (libraries, the buffer of a weight sync) counts as much as with the one that has most of it."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         return float(total - free) / (1 << 30)
-    used = 0
+    own, shared = 0, [0]
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with suppress(psutil.Error):
-            used += process.memory_full_info().pss  # what several have in common is shared out among them
-    return float(used) / (1 << 30)
+            found = process.memory_info()
+            own += found.rss - found.shared
+            shared.append(found.shared)
+    return float(own + max(shared)) / (1 << 30)
 
 
 def available_cpus() -> list[int]:

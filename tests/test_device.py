@@ -1,10 +1,22 @@
 """What differs between the devices, as far as it shows without a GPU."""
 
+import mmap
+import sys
+from pathlib import Path
+from subprocess import PIPE, Popen
+
 import pytest
 
 from megatron_rl import device
 from megatron_rl.config.schema import Device, FP8Recipe
-from megatron_rl.device import DeviceSetup, check_fp8, engine_environment, missing_for_fp8, setup_device
+from megatron_rl.device import (
+    DeviceSetup,
+    check_fp8,
+    engine_environment,
+    missing_for_fp8,
+    setup_device,
+    used_memory_gib,
+)
 from megatron_rl.errors import InputError
 
 CUDA = DeviceSetup("cuda", "nccl", transformer_engine=True, weight_transfer="ipc", engine_sleeps=True)
@@ -63,3 +75,36 @@ def test_a_gpu_without_transformer_engine_is_refused_in_one_line(monkeypatch: py
     monkeypatch.setattr(device, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^training on a GPU needs Transformer Engine: pip install .*=cpu$"):
         setup_device(Device.AUTO, 0)
+
+
+_CHILD = """
+import mmap, sys
+own = bytearray(128 << 20)
+file = open(sys.argv[1], "r+b")
+shared = mmap.mmap(file.fileno(), 0)
+for memory in (own, shared):
+    for page in range(0, len(memory), 4096):
+        memory[page] = 1
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_memory_counts_children_and_what_is_shared_once(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    path.write_bytes(bytes(256 << 20))
+    before = used_memory_gib(CPU)
+    with (
+        path.open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as shared,
+        Popen([sys.executable, "-c", _CHILD, str(path)], stdin=PIPE, stdout=PIPE, text=True) as child,
+    ):
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        for page in range(0, len(shared), 4096):
+            shared[page] = 1
+        used = used_memory_gib(CPU) - before
+        assert child.stdin is not None
+        child.stdin.close()
+    # The child's own 128 MiB and the 256 that both have touched, of which this process's libraries hide a part.
+    assert 0.2 < used < 0.42

@@ -1,8 +1,10 @@
 """Layer specs: Transformer Engine's on CUDA; on the CPU Megatron's local one with packed attention and RMSNorm."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -17,6 +19,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_rl.policy.batch import positions_of
+
+_LIKE = 0.75
+"""Least length, of the longest of those that attention takes together."""
 
 
 def layer_spec(
@@ -50,15 +55,15 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.nn.functional.rms_norm(hidden, (hidden.shape[-1],), self.weight, self.eps)
+        return F.rms_norm(hidden, (hidden.shape[-1],), self.weight, self.eps)
 
 
 class PackedAttention(torch.nn.Module):
     """Causal attention within each sequence of a packed batch, as Transformer Engine's THD attention.
 
-    The sequences are laid side by side, padded on the right to the longest. A causal mask alone then keeps padding
-    out of every real token's sight, so torch's fused kernel serves and no mask is built. With context parallelism every
-    rank gathers all tokens and keeps its own: right, not fast.
+    Sequences of like length are laid side by side, padded on the right to the longest. A causal mask alone then keeps
+    padding out of every real token's sight, so torch's fused kernel serves and no mask is built. With context
+    parallelism every rank gathers all tokens and keeps its own: right, not fast.
     """
 
     def __init__(
@@ -102,17 +107,28 @@ class PackedAttention(torch.nn.Module):
         return mixed.index_select(0, positions_T[group.rank()])
 
     def _whole(self, query: Tensor, key: Tensor, value: Tensor, packed_seq_params: PackedSeqParams) -> Tensor:
-        cu_seqlens, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
-        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
-        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)
-        slots = sequence * longest + torch.arange(query.shape[0], device=query.device) - starts[sequence]
-
-        def side_by_side(packed: Tensor) -> Tensor:  # [T, N, D] to [sequences, N, longest, D]
-            padded = packed.new_zeros(len(lengths) * longest, *packed.shape[1:]).index_copy(0, slots, packed)
-            return padded.unflatten(0, (len(lengths), longest)).transpose(1, 2)
-
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
         key, value = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (key, value))
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            side_by_side(query), side_by_side(key), side_by_side(value), is_causal=True, scale=self.scale
-        )
-        return mixed.transpose(1, 2).flatten(0, 1).index_select(0, slots).flatten(1)
+        pieces = [tensor.split(lengths) for tensor in (query, key, value)]
+        mixed: dict[int, Tensor] = {}
+        for members in _of_like_length(lengths):
+            longest = lengths[members[0]]
+            q, k, v = (torch.stack([_padded(piece[i], longest) for i in members]).transpose(1, 2) for piece in pieces)
+            found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+            mixed |= {i: row[: lengths[i]] for i, row in zip(members, found.transpose(1, 2), strict=True)}
+        return torch.cat([mixed[i] for i in range(len(lengths))]).flatten(1)
+
+
+def _padded(packed: Tensor, length: int) -> Tensor:
+    """[T, N, D] to [length, N, D]."""
+    return packed if len(packed) == length else F.pad(packed, (0, 0, 0, 0, 0, length - len(packed)))
+
+
+def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of the sequences in groups, in each of which no one is much shorter than the longest."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if not groups or lengths[i] < _LIKE * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups

@@ -9,6 +9,7 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.core_client import SyncMPClient
@@ -62,7 +63,7 @@ class Engine:
             hf_overrides={"quantization_config": fp8_config()} if config.fp8 else {},
             disable_log_stats=True,
             seed=0,
-            **engine_arguments(device, config.cpu_kv_cache_gib, max_model_len),
+            **engine_arguments(device, config, max_model_len),
         )
         cpus = available_cpus()[engine_index::num_engines] or available_cpus()
         self._environment = engine_environment(device, cpus, config.tensor_parallel_size) | {ENGINE_VARIABLE: "1"}
@@ -119,6 +120,7 @@ class Engine:
             max_tokens=sampling.max_new_tokens,
             seed=request.seed,
             logprobs=0,
+            flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -152,16 +154,14 @@ class Engine:
     def _sample(self, output: RequestOutput) -> Sample:
         completion = output.outputs[0]
         tokens = tuple(completion.token_ids)
-        assert completion.logprobs is not None
-        log_probs = tuple(
-            entry[token].logprob for token, entry in zip(tokens, completion.logprobs, strict=True) if entry
-        )
+        assert isinstance(completion.logprobs, FlatLogprobs)
+        assert tuple(completion.logprobs.token_ids) == tokens  # at each place that of the sampled token alone
         assert completion.weight_versions is not None
         (version,) = completion.weight_versions  # one sync is complete before the next request: never two versions
         return Sample(
             request=self._requests.pop(output.request_id),
             tokens=tokens,
-            log_probs=log_probs,
+            log_probs=tuple(completion.logprobs.logprobs),
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),
             truncated=completion.finish_reason == "length",
             policy_version=int(version.version),
@@ -220,9 +220,9 @@ class _environment:
 
     def __enter__(self) -> None:
         self._before = dict(os.environ)
-        os.environ.update(self._variables)
-        # The engine chooses its own number of threads; ours is bound to the trainer's share of the cores.
+        # The engine has its own number of threads; ours is bound to the trainer's share of the cores.
         os.environ.pop("OMP_NUM_THREADS", None)
+        os.environ.update(self._variables)
 
     def __exit__(self, *_: object) -> None:
         os.environ.clear()
