@@ -95,8 +95,9 @@ def log_prob_bytes(policy: PolicyConfig, shape: ModelShape, tokens: float) -> fl
     """Peak of `policy/log_probs.py` above its inputs and outputs, for `tokens` tokens.
 
     Both passes reuse one chunk's memory: of [C, V] the logits in fp32 and their product in the policy's precision, and
-    forward the weights of the softmax. Backward adds, of [V, H], the gradient's sum in fp32 and in the end its copy in
-    the policy's precision; of [T, H] the hidden states' gradient.
+    forward the weights of the softmax, whose memory the backward pass takes over for its logits. Backward adds, of
+    [V, H], the gradient's sum in fp32 and in the end its copy in the policy's precision; of [T, H] the hidden states'
+    gradient.
     """
     element = element_bytes(policy)
     cast = 0 if element == _FP32 else element  # in fp32 a cast makes no copy
@@ -151,9 +152,9 @@ def _attention_kept(x: _Sizes, spec: Spec) -> float:
         attention = x.T * (2 * x.A + 2 * x.K) * x.e + (x.T * x.A if x.linear_e != x.e else 0)
         return hidden + norm + attention + rope + softmax
     hidden = 2 * x.S * x.H * 3 * x.e  # of both norms: input, normed, times the weight
-    # Keys and values repeated for every query head; queries, keys and values before and after they are laid side by
-    # side; the output before and after.
-    attention = 8 * x.T * x.A * x.e + 8 * x.T
+    # Queries, keys and values laid side by side, the latter two repeated for every query head; the output before and
+    # after that is undone.
+    attention = 5 * x.T * x.A * x.e
     return hidden + 2 * norm + attention + rope + softmax
 
 

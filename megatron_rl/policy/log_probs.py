@@ -63,12 +63,19 @@ def token_log_probs(
 
 class _ChunkLogits:
     """Logits of one chunk after another, all in the same memory: fresh memory costs a CPU more than what is computed
-    in it."""
+    in it. `memory_CV`, in float32, is used for it where there is some already."""
 
-    def __init__(self, weight_VH: Tensor, part: VocabularyPart, temperature: float, tokens: int) -> None:
+    def __init__(
+        self, weight_VH: Tensor, part: VocabularyPart, temperature: float, tokens: int, memory_CV: Tensor | None = None
+    ) -> None:
         self.weight_VH, self.part, self.temperature = weight_VH, part, temperature
-        shape = (tokens, len(weight_VH))
-        self._memory = {dtype: weight_VH.new_empty(shape, dtype=dtype) for dtype in {torch.float32, weight_VH.dtype}}
+        self._memory = {
+            dtype: weight_VH.new_empty((tokens, len(weight_VH)), dtype=dtype)
+            for dtype in {torch.float32, weight_VH.dtype}
+            if dtype is not torch.float32 or memory_CV is None
+        }
+        if memory_CV is not None:
+            self._memory[torch.float32] = memory_CV
 
     def __call__(self, hidden_CH: Tensor) -> Tensor:
         """hidden @ weight.T / temperature, [C, V] in float32, padding `_NEVER`."""
@@ -135,6 +142,8 @@ class _TokenLogProbs(torch.autograd.Function):
         entropy_T = total_T.log() - weighted_T / total_T
         ctx.save_for_backward(hidden_TH, weight_VH, labels_T, torch.cat(maxima), total_T, entropy_T)
         ctx.part, ctx.temperature, ctx.chunk_tokens = part, temperature, chunk_tokens
+        # What the last chunk leaves in memory its backward pass can start from, which comes next.
+        ctx.last_weights_CV = logits.spare_CV
         ctx.set_materialize_grads(False)
         return label_logits_T - total_T.log(), entropy_T
 
@@ -147,14 +156,22 @@ class _TokenLogProbs(torch.autograd.Function):
         if grad_entropy_T is not None:
             slope_T = -grad_entropy_T / (total_T * ctx.temperature)
             level_T = level_T + slope_T * (entropy_T - total_T.log())
-        logits = _ChunkLogits(weight_VH, ctx.part, ctx.temperature, min(ctx.chunk_tokens, len(hidden_TH)))
+        chunk_tokens = min(ctx.chunk_tokens, len(hidden_TH))
+        last_weights_CV, ctx.last_weights_CV = ctx.last_weights_CV, None
+        logits = _ChunkLogits(weight_VH, ctx.part, ctx.temperature, chunk_tokens, last_weights_CV)
+        if slope_T is not None:  # needs their logarithms, too, which are gone
+            last_weights_CV = None
         grad_hidden_TH, grad_weight_VH = torch.empty_like(hidden_TH), torch.zeros_like(weight_VH, dtype=torch.float32)
-        for start in range(0, len(hidden_TH), ctx.chunk_tokens):
-            chunk = slice(start, start + ctx.chunk_tokens)
-            log_weights_CV = logits(hidden_TH[chunk]).sub_(maximum_T[chunk, None])
-            if slope_T is None:
+        for start in reversed(range(0, len(hidden_TH), chunk_tokens)):
+            chunk = slice(start, start + chunk_tokens)
+            if last_weights_CV is not None:
+                grad_CV = last_weights_CV[: len(hidden_TH) - start].mul_(level_T[chunk, None])
+                last_weights_CV = None
+            elif slope_T is None:
+                log_weights_CV = logits(hidden_TH[chunk]).sub_(maximum_T[chunk, None])
                 grad_CV = log_weights_CV.exp_().mul_(level_T[chunk, None])
             else:
+                log_weights_CV = logits(hidden_TH[chunk]).sub_(maximum_T[chunk, None])
                 weights_CV = torch.exp(log_weights_CV, out=logits.spare_CV[: len(log_weights_CV)])
                 grad_CV = log_weights_CV.mul_(slope_T[chunk, None]).add_(level_T[chunk, None]).mul_(weights_CV)
             columns, here = _local_labels(labels_T[chunk], ctx.part)
