@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import convert
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -109,9 +110,7 @@ def _token_names() -> list[str]:
 
 
 def _config(context: int) -> dict[str, Any]:
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+    return convert.CONFIG | {
         "vocab_size": VOCABULARY,
         "hidden_size": HIDDEN,
         "intermediate_size": 352,
@@ -119,13 +118,7 @@ def _config(context: int) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": context,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "use_sliding_window": False,
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": False,
-        "dtype": "float32",
+        "torch_dtype": "float32",
         "bos_token_id": None,
         "eos_token_id": 1,
         "pad_token_id": 0,
