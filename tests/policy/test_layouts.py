@@ -128,6 +128,10 @@ def test_ten_steps_follow_a_slow_float64_reference(
     slow = reference.Trainer(model_folders[model])
     wanted = [slow.step(step_sequences(step, sft), sft) for step in range(10)]
     assert_same_curve(launch("tp1").curve(algorithm, model), wanted, 1e-5, ("loss", "grad_norm", "entropy", "lr"))
+    if sft:
+        weights = slow.model.state_dict()
+        for key, tensor in launch("tp1").tensors(f"{model}_trained").items():
+            assert float((tensor - weights[key]).norm() / weights[key].norm()) < 1e-5, key
 
 
 @pytest.mark.parametrize("name", ["tp1", "cp2", "tp2_pp2", "pp2_vpp2"])
