@@ -21,7 +21,7 @@ from converters.errors import ConversionError, os_errors
 from converters.families import family_of
 from converters.families.family import Family, Weight
 from converters.fp8 import fp8_config, fp8_plan, quantise, scale_name
-from converters.hf_config import HF_FILES, MANIFEST, ModelShape, model_shape, read_config
+from converters.hf_config import HF_FILES, ModelShape, model_shape, read_config
 from converters.hf_folder import (
     SHARD_BYTES,
     HFReader,
@@ -32,6 +32,7 @@ from converters.hf_folder import (
     copy_other_files,
 )
 from converters.layout import Layout
+from converters.manifest import MANIFEST, file_entries
 from converters.megatron_folder import MegatronReader, Stored, write_blocks, write_metadata
 from converters.partial import fingerprint, partial
 
@@ -95,7 +96,8 @@ def hf_to_megatron(
         write_metadata(work.folder, stored, dtypes, shape)
         (work.folder / HF_FILES).mkdir(exist_ok=True)
         copy_other_files(source, work.folder / HF_FILES)
-        manifest = {"step": 0, "seed": 0, "layout": asdict(layout)}
+        names = [*(f"__{rank}_0.distcp" for rank in files), ".metadata", "common.pt", "metadata.json"]
+        manifest = {"step": 0, "seed": 0, "layout": asdict(layout), "files": file_entries(work.folder, names)}
         (work.folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 

@@ -10,8 +10,6 @@ from safetensors import SafetensorError, safe_open
 from converters.errors import ConversionError
 
 INDEX_NAME = "model.safetensors.index.json"
-MANIFEST = "manifest.json"
-"""Of a Megatron checkpoint, written last: a folder without it is not whole."""
 HF_FILES = "hf"
 """Folder in a Megatron checkpoint with the model's config, generation config and tokenizer."""
 

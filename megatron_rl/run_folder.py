@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converters.hf_config import MANIFEST
+from converters.manifest import MANIFEST
 from megatron_rl.errors import InputError
 
 CHECKPOINT_PREFIX = "step_"
@@ -65,7 +65,12 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         found = [p for p in (self.path / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*") if (p / MANIFEST).is_file()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix(CHECKPOINT_PREFIX)))
+        return sorted(found, key=self.step_of)
+
+    @staticmethod
+    def step_of(checkpoint: Path) -> int:
+        """The step of a checkpoint, by its name."""
+        return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
     def metric_lines(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
-from megatron_rl.checkpoint import load_history, load_weights, resume
+from megatron_rl.checkpoint.reader import load_history, load_weights, resume
+from megatron_rl.checkpoint.writer import CheckpointWriter
 from megatron_rl.config.loader import save_config
 from megatron_rl.config.schema import Algorithm, DataConfig, TrainConfig
 from megatron_rl.data.problems import Problem, load_problems
@@ -76,6 +77,7 @@ class Stage:
     validation_sets: dict[str, PromptSet]
     rollout: Rollout | None
     experience: ExperienceMaker | None
+    writer: CheckpointWriter
     logger: MetricsLogger | None
     exporter: BackgroundExport | None
     progress: Progress | None
@@ -142,6 +144,8 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
         validation_sets = {name: _prompt_set(config, data, tokenizer) for name, data in config.validation.data.items()}
         policy, start_step = _policy(config, run, folder, parallel)
         rollout = _rollout(config, folder, parallel, policy)
+        writer = CheckpointWriter(run, parallel, config.cluster.timeout_minutes * 60)
+        stack.callback(writer.close)
         experience = None
         if rollout is not None:
             stack.callback(rollout.close)
@@ -170,6 +174,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             validation_sets=validation_sets,
             rollout=rollout,
             experience=experience,
+            writer=writer,
             logger=logger,
             exporter=exporter,
             progress=progress,

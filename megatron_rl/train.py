@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from converters.hf_config import HF_FILES
 from megatron_rl.algorithms.losses import sft_loss
-from megatron_rl.checkpoint import remove_old_checkpoints, save_checkpoint
+from megatron_rl.checkpoint.retention import remove_old_checkpoints
 from megatron_rl.config.schema import Algorithm, TrainConfig
 from megatron_rl.errors import Preempted
 from megatron_rl.grpo import grpo_step
@@ -67,14 +67,18 @@ def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) 
     try:
         for step in range(stage.start_step, last):
             metrics = run_step(stage, step)
+            if not stage.writer.is_writing():
+                finish_save(stage)
             done, order = step + 1, stage.stream.state()
             finish_step(stage, done, metrics)
             if done < last:
                 stop_if_preempted()
     except Preempted:
         stage.stream.restore(order)  # what the step that was cut short had taken
+        finish_save(stage)
         if done > stage.start_step and not stage.run.has_checkpoint(done):
             save(stage, done)
+            finish_save(stage)
         raise Preempted(f"told to stop after step {done}, which is saved; start the same command again") from None
 
 
@@ -114,6 +118,8 @@ def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
     if saves:
         begin = time.monotonic()
         save(stage, step)
+        if last:
+            finish_save(stage)
         stage.timings["checkpoint"] = time.monotonic() - begin  # shown in the next step's line
 
 
@@ -125,18 +131,25 @@ def sync(stage: Stage, rollout: Rollout, step: int) -> None:
 
 
 def save(stage: Stage, step: int) -> None:
-    """Write the checkpoint of `step`, and have it exported if the run is."""
-    config, run = stage.config, stage.run
+    """Begin the checkpoint of `step`; it is written while training goes on."""
     stage.show("saving")
-    card = model_card(config, run, step) if stage.parallel.is_main else ""
-    save_checkpoint(run, stage.policy, stage.parallel, step, config.seed, stage.folder, card, stage.history())
-    if not stage.parallel.is_main:
+    finish_save(stage)
+    card = model_card(stage.config, stage.run, step) if stage.parallel.is_main else ""
+    stage.writer.start(stage.policy, step, stage.config.seed, stage.folder, card, stage.history())
+
+
+def finish_save(stage: Stage) -> None:
+    """Wait for the checkpoint that is being written, have it exported if the run is, and remove those it makes
+    superfluous."""
+    step = stage.writer.finish()
+    if step is None or not stage.parallel.is_main:
         return
-    exporter, last = stage.exporter, step == config.max_num_steps
+    config, run, exporter = stage.config, stage.run, stage.exporter
+    last = step == config.max_num_steps
     if exporter is not None and (last or not exporter.is_busy()):
         exporter.start(step, run.hf if last else run.checkpoint(step) / HF_FILES)
     exported = exporter.step if exporter is not None and exporter.is_busy() else None
-    remove_old_checkpoints(run, config.checkpointing.keep_last, exported)
+    remove_old_checkpoints(run, config.checkpointing, exported)
 
 
 def report_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,16 @@ _SHOWN_CHARACTERS = 4000
 
 
 class Job:
-    """The ranks of one run; their output goes to `folder/rank_N.log`, rank 0's result to `folder/result.json`."""
+    """The ranks of one run; their output goes to `folder/rank_N.log`, rank 0's result to `folder/result.json`.
 
-    def __init__(self, program: str, arguments: dict[str, Any], ranks: int, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        prefix: of each rank's command.
+    """
+
+    def __init__(
+        self, program: str, arguments: dict[str, Any], ranks: int, folder: Path, prefix: Sequence[str] = ()
+    ) -> None:
+        self.folder, self._prefix = folder, prefix
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
         port = _free_port()
@@ -40,7 +46,7 @@ class Job:
         }
         with open(self._log(rank), "wb") as log:
             return subprocess.Popen(
-                [sys.executable, str(TESTS / "programs" / program), str(self.folder)],
+                [*self._prefix, sys.executable, str(TESTS / "programs" / program), str(self.folder)],
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -89,18 +95,27 @@ class Job:
 
 
 @contextmanager
-def started_job(program: str, arguments: dict[str, Any], ranks: int, folder: Path) -> Iterator[Job]:
+def started_job(
+    program: str, arguments: dict[str, Any], ranks: int, folder: Path, prefix: Sequence[str] = ()
+) -> Iterator[Job]:
     """A running job, of which nothing is left at the end of the block."""
-    job = Job(program, arguments, ranks, folder)
+    job = Job(program, arguments, ranks, folder, prefix)
     try:
         yield job
     finally:
         job.kill()
 
 
-def run_job(program: str, arguments: dict[str, Any], ranks: int, folder: Path, seconds: float = 240) -> Any:
+def run_job(
+    program: str,
+    arguments: dict[str, Any],
+    ranks: int,
+    folder: Path,
+    seconds: float = 240,
+    prefix: Sequence[str] = (),
+) -> Any:
     """Rank 0's result of a job that runs to its end."""
-    with started_job(program, arguments, ranks, folder) as job:
+    with started_job(program, arguments, ranks, folder, prefix) as job:
         job.wait(seconds)
         return job.wait_for_result(0)
 

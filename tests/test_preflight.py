@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from tiny import HF_CONFIG, train_config
 
+from converters.manifest import MANIFEST
 from megatron_rl.config.schema import VerifierConfig
 from megatron_rl.errors import InputError
 from megatron_rl.preflight import check_verifier, preflight
-from megatron_rl.run_folder import MANIFEST, RunFolder
+from megatron_rl.run_folder import RunFolder
 from verifiers.code import Isolation, judge
 from verifiers.isolation import IsolationLevel
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from converters.manifest import MANIFEST
 from megatron_rl.errors import InputError
-from megatron_rl.run_folder import MANIFEST, RunFolder, find_checkpoint, write_json, write_text
+from megatron_rl.run_folder import RunFolder, find_checkpoint, write_json, write_text
 
 
 def add_checkpoint(run: RunFolder, step: int, complete: bool = True) -> Path:

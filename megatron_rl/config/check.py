@@ -57,6 +57,8 @@ def check_config(config: TrainConfig) -> None:
         value = _at(config, key)
         if value is not None and value < 1:
             raise InputError(f"{key}={value}: must be at least 1")
+    if config.checkpointing.keep_top_k < 0:
+        raise InputError(f"checkpointing.keep_top_k={config.checkpointing.keep_top_k}: must be at least 0")
     _check_sections(config)
     _check_layout(config)
     _check_precision(config.policy)

@@ -314,8 +314,13 @@ class VerifierConfig:
 @dataclass(frozen=True, kw_only=True)
 class CheckpointingConfig:
     save_period: int = 50
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between checkpoints; the last step is always saved. They are written while training goes on."""
     keep_last: int = 2
+    """So many of the newest checkpoints are kept,"""
+    keep_top_k: int = 0
+    """and so many of those with the best `metric_name`."""
+    metric_name: str = "validation/accuracy"
+    """A metric of `metrics.jsonl`; the higher, the better."""
     export_hf: bool = False
     """Convert checkpoints to Hugging Face folders, in the background: the last to `RUN/hf`, others to their own
     `hf/`. One that is saved while another is being converted is left out."""

@@ -105,6 +105,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"policy__make_vocab_size_divisible_by": 0}, "policy.make_vocab_size_divisible_by=0"),
     ({"checkpointing__save_period": 0}, "checkpointing.save_period=0"),
     ({"checkpointing__keep_last": 0}, "checkpointing.keep_last=0"),
+    ({"checkpointing__keep_top_k": -1}, "checkpointing.keep_top_k=-1"),
     ({"verifier__num_workers": 0}, "verifier.num_workers=0"),
 ]
 

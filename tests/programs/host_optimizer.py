@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from megatron.core.optimizer import optimizer_config
 from ranks import read_arguments, write_result
+from saving import save_checkpoint
 from tiny import step_sequences, train_config
 from torch.overrides import TorchFunctionMode
 
 from megatron_rl.algorithms.losses import sft_loss
-from megatron_rl.checkpoint import resume, save_checkpoint
+from megatron_rl.checkpoint.reader import resume
 from megatron_rl.device import DeviceSetup
 from megatron_rl.parallel import Parallel, setup_parallel
 from megatron_rl.policy import policy as policy_module
@@ -95,7 +96,7 @@ class Runs:
             policy.offload()
             metrics.append(policy.train_step(step_sequences(step, sft=True), sft_loss))
             if step + 1 == SAVED_STEP and not start:
-                save_checkpoint(RunFolder(self.folder / name), policy, self.parallel, SAVED_STEP, 1, Path(self.model))
+                save_checkpoint(RunFolder(self.folder / name), policy, self.parallel, SAVED_STEP, Path(self.model))
         return metrics
 
     def resumed(self, run: str, on_host: bool) -> tuple[Policy, list[dict[str, float]]]:

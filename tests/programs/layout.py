@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from ranks import read_arguments, write_result
 from safetensors.torch import save_file
+from saving import save_checkpoint
 from tiny import (
     TEMPERATURE,
     VARIANTS,
@@ -25,7 +26,7 @@ from tiny import (
 )
 
 from megatron_rl.algorithms.losses import policy_gradient_loss, sft_loss
-from megatron_rl.checkpoint import load_weights, resume, save_checkpoint
+from megatron_rl.checkpoint.reader import load_weights, resume
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.parallel import Parallel, setup_parallel
 from megatron_rl.policy.model import Architecture
@@ -105,7 +106,7 @@ class Layout:
             if sft and step + 1 == SAVED_STEP:
                 if self.arguments.get("offload"):
                     policy.offload()
-                save_checkpoint(run, policy, self.parallel, SAVED_STEP, 1, Path(self.arguments["models"][model]))
+                save_checkpoint(run, policy, self.parallel, SAVED_STEP, Path(self.arguments["models"][model]))
         if sft:
             self.exported(policy, f"{model}_trained")
         return metrics
@@ -116,7 +117,7 @@ class Layout:
         step = resume(RunFolder(Path(run)), policy)
         metrics = [policy.train_step(step_sequences(i, sft=True), sft_loss) for i in range(step, AGAIN_SAVED_STEP)]
         own = RunFolder(self.folder / f"run_{model}_{name}")
-        save_checkpoint(own, policy, self.parallel, AGAIN_SAVED_STEP, 1, Path(self.arguments["models"][model]))
+        save_checkpoint(own, policy, self.parallel, AGAIN_SAVED_STEP, Path(self.arguments["models"][model]))
         policy = self.policy(model, load=False, sp=sp)
         again = resume(own, policy)
         metrics += [policy.train_step(step_sequences(i, sft=True), sft_loss) for i in range(again, STEPS)]

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from ranks import read_arguments, write_result
+from saving import save_checkpoint
 from tiny import train_config
 
-from megatron_rl.checkpoint import load_weights, resume, save_checkpoint
+from megatron_rl.checkpoint.reader import load_weights, resume
 from megatron_rl.config.schema import FP8Config, FP8Recipe
 from megatron_rl.parallel import setup_parallel
 from megatron_rl.policy.model import Architecture
@@ -76,7 +77,7 @@ class Runs:
         for position, (name, layer) in enumerate(self.layers(policy)):
             number = int(name.split(".")[0]) * 10 + position % 4
             layer.past = torch.tensor([number], dtype=torch.uint8)
-        save_checkpoint(RunFolder(folder), policy, self.parallel, 1, 1, self.model)
+        save_checkpoint(RunFolder(folder), policy, self.parallel, 1, self.model)
 
     def known(self, policy: Policy) -> dict[str, int | None]:
         """Of all pipeline stages."""

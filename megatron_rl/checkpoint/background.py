@@ -1,0 +1,77 @@
+"""A process beside the training that writes one rank's files of a checkpoint."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+
+from converters.manifest import FileEntry, file_entry
+from megatron_rl.processes import die_with_parent
+
+
+class BackgroundWrite:
+    """Carries out what Megatron planned to write, on a snapshot: this process may change its tensors at once.
+
+    The snapshot is a fork's: of tensors on the CPU a page is copied when training changes it, those on a GPU are
+    brought to the host's memory first. Not Megatron's own caller, which does not tell when the process was killed.
+    """
+
+    def __init__(self, request: AsyncRequest) -> None:
+        self._begin = time.monotonic()
+        self._process = None
+        if request.async_fn is None:  # nothing to write on this rank
+            return
+        arguments = list(request.async_fn_args)
+        if request.preload_fn is not None:
+            arguments[1] = request.preload_fn()
+        fork = multiprocessing.get_context("fork")
+        self._outcome, sending = fork.Pipe(duplex=False)
+        self._process = fork.Process(target=_write, args=(request.async_fn, arguments, sending), name="checkpoint")
+        self._process.start()
+        sending.close()
+
+    def is_done(self) -> bool:
+        """It has ended, well or not."""
+        return self._process is None or self._outcome.poll()
+
+    def wait(self, timeout_seconds: float) -> dict[str, FileEntry]:
+        """Size and checksum of every file written, by name.
+
+        Raises:
+            OSError: it was not written, or not within the time, which counts from the start.
+        """
+        if self._process is None:
+            return {}
+        if not self._outcome.poll(max(0.0, self._begin + timeout_seconds - time.monotonic())):
+            self.kill()
+            raise TimeoutError(f"not written within {timeout_seconds:.0f} s")
+        try:
+            outcome: dict[str, FileEntry] | str = self._outcome.recv()
+        except EOFError:
+            self._process.join()
+            status = self._process.exitcode
+            raise OSError(f"the process that wrote it ended with status {status} (-9: killed, for memory?)") from None
+        self._process.join()
+        if isinstance(outcome, str):
+            raise OSError(outcome)
+        return outcome
+
+    def kill(self) -> None:
+        """End it; what it wrote is worth nothing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+
+def _write(write: Callable[..., None], arguments: Sequence[Any], sending: Connection) -> None:
+    die_with_parent()
+    try:
+        write(*arguments)
+        paths = [Path(path) for path, *_ in arguments[1]]
+        sending.send({path.name: file_entry(path) for path in paths})
+    except Exception as error:
+        sending.send(str(error))

@@ -1,0 +1,25 @@
+"""Which checkpoints stay."""
+
+import shutil
+
+from megatron_rl.config.schema import CheckpointingConfig
+from megatron_rl.run_folder import RunFolder
+
+
+def remove_old_checkpoints(run: RunFolder, config: CheckpointingConfig, exported: int | None = None) -> None:
+    """Remove all but the newest and the best, and the one of step `exported`, which is being read."""
+    kept = {*run.checkpoints()[-config.keep_last :], *map(run.checkpoint, best_steps(run, config))}
+    if exported is not None:
+        kept.add(run.checkpoint(exported))
+    for old in run.checkpoints():
+        if old not in kept:
+            shutil.rmtree(old)
+
+
+def best_steps(run: RunFolder, config: CheckpointingConfig) -> list[int]:
+    """Steps of the checkpoints with the best metric, the best first, of equals the later; none where it was not
+    measured at theirs."""
+    measured = {line["step"]: line.get(config.metric_name) for line in run.metric_lines()}
+    steps = [run.step_of(checkpoint) for checkpoint in run.checkpoints()]
+    scored = sorted(((measured[step], step) for step in steps if measured.get(step) is not None), reverse=True)
+    return [step for _, step in scored[: config.keep_top_k]]
