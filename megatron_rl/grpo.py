@@ -83,22 +83,11 @@ def gather(stage: Stage, step: int, sampling: Sampling) -> tuple[list[int], Expe
     """
     config = stage.config.grpo
     assert config is not None
-    assert stage.experience is not None
     indices: list[int] = []
     parts: list[Experience] = []
     for number in range(config.dynamic_sampling_max_batches):
         batch = stage.stream.take(config.num_prompts_per_step)
-        prompt_set = stage.train_set.take(batch)
-        part = stage.experience.collect(
-            prompt_set.problems,
-            prompt_set.prompts,
-            config.num_generations_per_prompt,
-            sampling,
-            seed=f"{stage.config.seed}/{step}" + (f"/{number}" if number else ""),
-            on_progress=stage.show,
-            may_stop=True,
-            expected_lengths=stage.expected_lengths(batch),
-        )
+        part = _recall_or_collect(stage, step, number, batch, sampling)
         stage.end_phase("generation", part.generation_seconds)
         stage.end_phase("verification_wait", part.verification_wait_seconds)
         _check_versions(part, step)
@@ -111,6 +100,34 @@ def gather(stage: Stage, step: int, sampling: Sampling) -> tuple[list[int], Expe
         if len(found) >= config.num_prompts_per_step:
             break
     return indices, experience
+
+
+def _recall_or_collect(stage: Stage, step: int, number: int, batch: Sequence[int], sampling: Sampling) -> Experience:
+    """Batch `number` of a step: from the journal of an earlier start, or generated and verified now."""
+    assert stage.experience is not None
+    assert stage.config.grpo is not None
+    prompt_set, samples = stage.train_set.take(batch), stage.config.grpo.num_generations_per_prompt
+    seed = f"{stage.config.seed}/{step}" + (f"/{number}" if number else "")
+    asked = stage.journal.asked(prompt_set.prompts, samples, sampling, seed)
+    known = stage.journal.read(step, number, asked, prompt_set.prompts)
+    if known is not None:
+        return known
+    experience = stage.experience.collect(
+        prompt_set.problems,
+        prompt_set.prompts,
+        samples,
+        sampling,
+        seed,
+        on_progress=stage.show,
+        may_stop=True,
+        expected_lengths=stage.expected_lengths(batch),
+    )
+    with stage.phase("journal"):
+        try:
+            stage.journal.write(step, number, asked, experience)
+        except OSError as error:
+            stage.warn(f"step {step + 1}: its samples are not in the journal: {error}; a crash would cost them")
+    return experience
 
 
 def verified(experience: Experience) -> list[ScoredSample]:

@@ -50,6 +50,11 @@ class RunFolder:
         """Output of the ranks that do not speak to the terminal."""
         return self.path / "logs"
 
+    @property
+    def journal(self) -> Path:
+        """Samples and verdicts of the steps since the last checkpoint."""
+        return self.path / "journal"
+
     def samples(self, name: str) -> Path:
         """Sampled responses of a step or a validation."""
         return self.path / "samples" / f"{name}.jsonl"

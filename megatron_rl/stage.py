@@ -28,6 +28,7 @@ from megatron_rl.data.stream import ProblemStream, epoch_filter
 from megatron_rl.device import used_memory_gib
 from megatron_rl.experience import ExperienceMaker
 from megatron_rl.export import BackgroundExport
+from megatron_rl.journal import StepJournal
 from megatron_rl.logger import MetricsLogger
 from megatron_rl.parallel import Parallel, setup_parallel
 from megatron_rl.policy.kernels import kernels_in_use
@@ -78,6 +79,7 @@ class Stage:
     rollout: Rollout | None
     experience: ExperienceMaker | None
     writer: CheckpointWriter
+    journal: StepJournal
     logger: MetricsLogger | None
     exporter: BackgroundExport | None
     progress: Progress | None
@@ -151,6 +153,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             stack.callback(rollout.close)
             experience = ExperienceMaker(rollout, config.verifier)
             stack.callback(experience.close)
+        journal = StepJournal(run.journal, config, parallel.is_main, start_step)
         logger = exporter = progress = None
         if parallel.is_main:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -160,6 +163,9 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             progress = stack.enter_context(Progress(config.name, config.max_num_steps, start_step))
             parts = ", ".join(f"{part} {library}" for part, library in kernels_in_use(policy).items())
             progress.note(f"kernels: {parts}")
+            if journal.steps:
+                known = f"step {start_step + 1}" + (f" to {start_step + journal.steps}" if journal.steps > 1 else "")
+                progress.note(f"journal: the samples of {known} are there from an earlier start")
         history = load_history(run.checkpoint(start_step)) if start_step else {}
         pass_rates = _by_problem(history.get("pass_rates", {}))
         yield Stage(
@@ -175,6 +181,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             rollout=rollout,
             experience=experience,
             writer=writer,
+            journal=journal,
             logger=logger,
             exporter=exporter,
             progress=progress,

@@ -16,7 +16,7 @@ from converters.hf_config import HF_FILES
 from megatron_rl.algorithms.losses import sft_loss
 from megatron_rl.checkpoint.retention import remove_old_checkpoints
 from megatron_rl.config.schema import Algorithm, TrainConfig
-from megatron_rl.errors import Preempted
+from megatron_rl.errors import Preempted, RunStopped
 from megatron_rl.grpo import grpo_step
 from megatron_rl.model_card import model_card
 from megatron_rl.parallel import any_rank, stop_if_preempted
@@ -60,6 +60,7 @@ def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) 
     """All steps that are left.
 
     Raises:
+        RunStopped: a guard found the run broken.
         Preempted: this rank or another was told to stop; what had been done is saved.
     """
     done, last = stage.start_step, stage.config.max_num_steps
@@ -73,6 +74,9 @@ def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) 
             finish_step(stage, done, metrics)
             if done < last:
                 stop_if_preempted()
+    except RunStopped:
+        stage.journal.drop(done)
+        raise
     except Preempted:
         stage.stream.restore(order)  # what the step that was cut short had taken
         finish_save(stage)
@@ -144,6 +148,7 @@ def finish_save(stage: Stage) -> None:
     step = stage.writer.finish()
     if step is None or not stage.parallel.is_main:
         return
+    stage.journal.forget(step)
     config, run, exporter = stage.config, stage.run, stage.exporter
     last = step == config.max_num_steps
     if exporter is not None and (last or not exporter.is_busy()):
