@@ -38,6 +38,7 @@ from megatron_rl.policy.model import (
     sharded_weights,
     torch_dtype,
 )
+from megatron_rl.policy.optimizer_shards import sharded_optimizer_state
 from megatron_rl.policy.packing import PACKING_METRICS
 
 _FP8_MULTIPLE = 128
@@ -208,10 +209,14 @@ class Policy:
         state: dict[str, Any] = {"model": sharded_weights(self.chunks, _CHECKPOINT_METADATA, with_scaling)}
         if with_optimizer:
             # Megatron describes what it saves, or is about to load, by the state it has; a new optimizer has none yet.
-            _make_first_moments(_distributed_optimizer(self.optimizer))
-            state["optimizer"] = self.optimizer.sharded_state_dict(
-                state["model"], is_loading=is_loading, metadata=_CHECKPOINT_METADATA
-            )
+            inner = _distributed_optimizer(self.optimizer)
+            _make_first_moments(inner)
+            if is_loading:
+                state["optimizer"] = inner.sharded_state_dict(
+                    state["model"], is_loading=True, metadata=_CHECKPOINT_METADATA
+                )
+            else:
+                state["optimizer"] = sharded_optimizer_state(inner, state["model"])
             _drop_classes(state["optimizer"]["optimizer"]["param_groups"])
         return state
 

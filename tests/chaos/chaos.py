@@ -1,0 +1,281 @@
+"""Processes of the tiny pipeline killed at random moments, and the same command given again: nothing may differ.
+
+    python tests/chaos/chaos.py [--kills 50] [--seed N]        (make chaos)
+
+First the pipeline is left alone: SFT at DP=2, math RL at TP=2, code RL at PP=2, a few steps each. Then any process of
+it (launcher, rank, engine, verifier, writer of a checkpoint, or what a library started) gets SIGKILL at a random
+moment of its life, and again, the command being given anew each time it ends, until it is done; then another one, until
+all kills are made. An engine's death ends the run here (`generation.max_engine_restarts=0`): a new one in its place,
+what a run has by default, finishes the samples with other neighbours, which may cost the last bit.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from converters.manifest import read_manifest
+from megatron_rl.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes" / "tiny"
+STAGES = ("sft", "math", "code")
+BY_THE_CLOCK = (
+    *("timing/", "memory/", "performance/", "time"),
+    *("verify/seconds", "verify/latency", "verify/utilization", "verify/queue_length"),
+)
+SECONDS, PATIENCE_SECONDS = 1800.0, 30.0
+MOMENTS = 60.0
+"""A kill comes within so many seconds after the start, or after the last kill that the run survived."""
+_MARK = "CHAOS_RUN"
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """What was killed when, and what became of it: the exit status of the launcher, or None where the run went on."""
+
+    process: str
+    stage: str
+    steps: int
+    seconds: float
+    status: int | None
+
+
+class Pipeline:
+    """The tiny pipeline in a folder with the tiny world; RL starts from the weights of the run `sft`."""
+
+    def __init__(self, folder: Path, name: str, sft: Path) -> None:
+        self.folder, self.name = folder, name
+        settings: dict[str, object] = {"name": name, "sft.sft.max_num_steps": 4, "sft.checkpointing.save_period": 2}
+        for stage in STAGES[1:]:
+            settings[f"{stage}.grpo.max_num_steps"] = 4
+            settings[f"{stage}.grpo.num_prompts_per_step"] = 16
+            settings[f"{stage}.checkpointing.save_period"] = 2
+            settings[f"{stage}.generation.max_engine_restarts"] = 0
+        settings |= {f"{stage}.validation.max_prompts": 16 for stage in STAGES}
+        settings |= {"math.policy.from_checkpoint": sft}
+        self.arguments = ["pipeline", str(RECIPES / "pipeline.yaml"), *(f"{k}={v}" for k, v in settings.items())]
+
+    def run(self, stage: str) -> RunFolder:
+        """Of one stage."""
+        return RunFolder(self.folder / "runs" / self.name / stage)
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """The command."""
+        return start(self.folder, *self.arguments)
+
+    @property
+    def is_done(self) -> bool:
+        """Its last file is there."""
+        return (self.folder / "runs" / self.name / "summary.json").is_file()
+
+    def place(self) -> tuple[str, int]:
+        """The stage that is under way and how many steps it has logged."""
+        stage = next((stage for stage in STAGES if not self.run(stage).summary.is_file()), STAGES[-1])
+        try:
+            return stage, len(self.run(stage).metric_lines())
+        except ValueError:  # a line that is being written
+            return stage, -1
+
+
+def start(folder: Path, *arguments: str | Path) -> "subprocess.Popen[bytes]":
+    """`megatron-rl ARGUMENTS` in `folder`, its output in `folder/output.log`."""
+    with open(folder / "output.log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "megatron_rl", *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), _MARK: str(folder)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def finish(folder: Path, *arguments: str | Path) -> None:
+    """Run a command to its end, which must be a good one."""
+    status = start(folder, *arguments).wait(SECONDS)
+    assert status == 0, (folder / "output.log").read_text(errors="replace")[-4000:]
+
+
+def kill_at_random(pipeline: Pipeline, kills: int, rng: random.Random, console: Console) -> list[Kill]:
+    """Until the pipeline is done, with so many kills at most.
+
+    Raises:
+        AssertionError: a process is left over, or the pipeline hangs.
+    """
+    found: list[Kill] = []
+    while not pipeline.is_done:
+        process, before = pipeline.start(), len(found)
+        begin = time.monotonic()
+        while process.poll() is None and len(found) < kills:
+            wait(process, rng.uniform(0.0, MOMENTS))
+            victims = [] if process.poll() is not None else processes_of(process.pid)
+            if not victims:
+                break
+            victim, (stage, steps) = rng.choice(victims), pipeline.place()
+            role = role_of(victim, process.pid)
+            seconds = time.monotonic() - begin
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:
+                continue
+            # A run that goes on without it does so at once; one that ends takes its time to say why.
+            status = wait(process, PATIENCE_SECONDS)
+            found.append(Kill(role, stage, steps, round(seconds, 1), status))
+            console.print(f"{len(found):3}: {found[-1]}")
+        status = wait(process, SECONDS)
+        assert status is not None, f"the run hangs: {log_of(pipeline.folder)}"
+        left = left_over(pipeline.folder)
+        assert not left, f"left over: {left}"
+        assert status == 0 or len(found) > before, f"status {status} of a run left alone: {log_of(pipeline.folder)}"
+    return found
+
+
+def processes_of(pid: int) -> list[psutil.Process]:
+    """A process and all that it and its children have started."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def role_of(process: psutil.Process, launcher: int) -> str:
+    """What a process is, for people."""
+    try:
+        name, command = process.name(), " ".join(process.cmdline())
+        parent = process.parent()
+        of_rank = parent is not None and parent.pid != launcher and "megatron_rl" in " ".join(parent.cmdline())
+    except psutil.Error:
+        return "ended"
+    if process.pid == launcher:
+        return "launcher"
+    if name.startswith("VLLM"):
+        return "engine"
+    for part, role in (
+        ("resource_tracker", "resource tracker"),
+        ("verifiers", "verifier"),
+        ("forkserver", "fork server"),
+        ("spawn_main", "spawned by a library"),
+        ("read -r _", "keeper"),
+        ("convert", "export"),
+    ):
+        if part in command:
+            return role
+    if "megatron_rl train" in command:
+        return "forked by a rank" if of_rank else "rank"
+    return name
+
+
+def wait(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
+    """Its exit status, None where it runs on."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def left_over(folder: Path) -> list[str]:
+    """Processes of the pipeline's that still run after a while."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        found = [text for process in psutil.process_iter() if (text := _of(folder, process))]
+        if not found or time.monotonic() > limit:
+            return found
+        time.sleep(0.2)
+
+
+def _of(folder: Path, process: psutil.Process) -> str:
+    try:
+        is_ours = process.environ().get(_MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE
+        return f"{process.pid} {' '.join(process.cmdline())}" if is_ours else ""
+    except psutil.Error:
+        return ""
+
+
+def log_of(folder: Path) -> str:
+    """The end of what was said."""
+    return (folder / "output.log").read_text(errors="replace")[-4000:]
+
+
+def deterministic(run: RunFolder) -> list[dict[str, Any]]:
+    """Every metric that a clock does not make."""
+    return [
+        {key: value for key, value in line.items() if not key.startswith(BY_THE_CLOCK)} for line in run.metric_lines()
+    ]
+
+
+def differences(whole: Pipeline, killed: Pipeline) -> list[str]:
+    """Between two pipelines: in metrics, and in weights and optimizer by the checksums of the last checkpoints."""
+    found = []
+    for stage in STAGES:
+        a, b = whole.run(stage), killed.run(stage)
+        if [line["step"] for line in a.metric_lines()] != [line["step"] for line in b.metric_lines()]:
+            found.append(f"{stage}: steps missing or doubled")
+        elif deterministic(a) != deterministic(b):
+            found.append(f"{stage}: metrics")
+        files = [
+            {name: entry for name, entry in read_manifest(run.checkpoints()[-1])["files"].items() if "distcp" in name}
+            for run in (a, b)
+        ]
+        if files[0] != files[1] or not files[0]:
+            found.append(f"{stage}: weights")
+    return found
+
+
+def chaos(folder: Path, whole: Pipeline, sft: Path, kills: int, seed: int, console: Console) -> list[Kill]:
+    """Kill pipelines until all kills are made, and compare each with the one left alone."""
+    rng, made = random.Random(seed), []
+    while len(made) < kills:
+        killed = Pipeline(folder, f"killed_after_{len(made)}", sft)
+        made += kill_at_random(killed, kills - len(made), rng, console)
+        found = differences(whole, killed)
+        assert not found, found
+        console.print(f"{killed.name}: equal to the one left alone, bit for bit")
+    return made
+
+
+def table_of(kills: Sequence[Kill]) -> Table:
+    """What was killed how often, and what became of it."""
+    table = Table("process killed", "times", "in", "the run went on", "exit statuses of those that did not")
+    for process, times in Counter(kill.process for kill in kills).most_common():
+        own = [kill for kill in kills if kill.process == process]
+        stages = ", ".join(f"{stage} {n}" for stage, n in Counter(kill.stage for kill in own).items())
+        statuses = Counter(kill.status for kill in own if kill.status is not None)
+        ended = ", ".join(f"{status}: {n}" for status, n in sorted(statuses.items()))
+        table.add_row(process, str(times), stages, str(sum(kill.status is None for kill in own)), ended)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    arguments = parser.parse_args()
+    console = Console(stderr=True, highlight=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sft = folder / "runs" / "tiny_sft"
+        finish(folder, "data", "tiny", "runs/tiny_world")
+        finish(folder, "train", RECIPES / "sft.yaml", "validation.data={}")
+        whole = Pipeline(folder, "whole", sft)
+        finish(folder, *whole.arguments)
+        kills = chaos(folder, whole, sft, arguments.kills, arguments.seed, console)
+    console.print(table_of(kills))
+    print(json.dumps({"kills": [asdict(kill) for kill in kills], "seed": arguments.seed, "equal": True}))
+
+
+if __name__ == "__main__":
+    main()
