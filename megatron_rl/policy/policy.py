@@ -113,8 +113,8 @@ class Policy:
         """One optimizer step on all of `sequences`, the same list on every rank.
 
         Args:
-            check: called with the loss and its metrics between backward pass and optimizer step. What it raises, on
-                every rank, leaves policy, optimizer and learning rate as they were.
+            check: called with the loss, its metrics and the gradient norm between backward pass and optimizer step.
+                What it raises, on every rank, leaves policy, optimizer and learning rate as they were.
 
         Returns:
             `loss`, `grad_norm`, `lr`, the loss's metrics as means per response token, and `PACKING_METRICS`; equal on
@@ -129,12 +129,24 @@ class Policy:
         tokens = max(sums.pop("tokens"), 1.0)
         metrics = {"loss": sums.pop("loss")} | {name: value / tokens for name, value in sums.items()}
         metrics |= batch_metrics(sequences, self._share, self.config.micro_batch_tokens, self._cost)
+        # Megatron's `optimizer.step()` in its parts: the norm is known before the step.
+        self.optimizer.prepare_grads()
+        metrics["grad_norm"] = self._clip_grads()
         if check is not None:
-            check(metrics)
+            try:
+                check(metrics)
+            except Exception:
+                self.optimizer.zero_grad()  # a checkpoint before the first step makes moments of what it finds
+                raise
         lr = self.optimizer.param_groups[0]["lr"]
-        _, grad_norm, _ = self.optimizer.step()
+        self.optimizer.step_with_ready_grads()
         self._scheduler.step(increment=1)
-        return metrics | {"grad_norm": float(grad_norm), "lr": lr}
+        return metrics | {"lr": lr}
+
+    def _clip_grads(self) -> float:
+        """The norm of the gradients, which are clipped to `clip_grad`; 0 leaves them as they are."""
+        optimizer, limit = _distributed_optimizer(self.optimizer), self.config.optimizer.clip_grad
+        return float(optimizer.clip_grad_norm(limit) if limit > 0 else optimizer.get_grad_norm())
 
     def offload(self) -> None:
         """Leave the accelerator's memory to others, but for the weights, until the next training step: gradients are
@@ -151,6 +163,11 @@ class Policy:
                 chunk.restore_grad_buffers()
             _restore_state(_distributed_optimizer(self.optimizer))
             self._is_offloaded = False
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps made or skipped."""
+        return int(self._scheduler.num_steps)
 
     def skip_updates(self, count: int) -> None:
         """Move the learning rate on as if `count` optimizer steps had been made."""
