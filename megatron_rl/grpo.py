@@ -8,11 +8,13 @@ from functools import partial
 
 from megatron_rl.algorithms.losses import policy_gradient_loss
 from megatron_rl.config.schema import GenerationConfig, GRPOConfig
+from megatron_rl.data.prompts import load_tokenizer
 from megatron_rl.errors import RunStopped
 from megatron_rl.experience import Experience, ScoredSample
-from megatron_rl.mismatch import SKIPPED, Mismatch, check_mismatch, mismatch_bound, refuse_batch
+from megatron_rl.guards import Records, guarded_update
+from megatron_rl.mismatch import mismatch_records, worst_tokens
 from megatron_rl.policy.batch import TrainSequence
-from megatron_rl.policy.policy import Policy, StepCheck, step_metrics
+from megatron_rl.policy.policy import Policy, StepCheck
 from megatron_rl.rollout.samples import Sampling
 from megatron_rl.stage import Stage
 from megatron_rl.training_batch import (
@@ -32,7 +34,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     """Generate, verify, and update; the step's metrics.
 
     Raises:
-        RunStopped: samples are not of the policy that is trained, or verification is broken.
+        RunStopped: samples are not of the policy that is trained, verification is broken, or a guard says so.
     """
     config, generation = stage.config.grpo, stage.config.generation
     assert config is not None
@@ -55,22 +57,21 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     if config.dynamic_sampling_max_batches > 1:
         metrics["generation/batches"] = len(indices) / config.num_prompts_per_step
         samples, advantages = the_first_with_spread(samples, advantages, config.num_prompts_per_step)
+    records = [
+        sample_record(sample, prompt_set, step + 1, "train", advantage)
+        for sample, advantage in zip(samples, advantages, strict=True)
+    ]
     with stage.phase("policy_training"):
         stage.rollout.sleep()
-        check = partial(check_mismatch, bound=mismatch_bound(stage.config))
-        try:
-            result = update(stage.policy, samples, advantages, config, generation.max_new_tokens, check)
-            result[SKIPPED] = 0.0
-        except Mismatch as mismatch:
-            result = refuse_batch(stage, step, samples, prompt_set.problems, mismatch)
-    stage.log_samples(
-        f"step_{step + 1}",
-        [
-            sample_record(sample, prompt_set, step + 1, "train", advantage)
-            for sample, advantage in list(zip(samples, advantages, strict=True))[: stage.config.logger.samples_per_step]
-        ],
-    )
-    return step_metrics(result) | metrics
+        metrics |= guarded_update(
+            stage,
+            step,
+            metrics,
+            partial(update, stage.policy, samples, advantages, config, generation.max_new_tokens),
+            partial(describe, stage, records, samples),
+        )
+    stage.log_samples(f"step_{step + 1}", records[: stage.config.logger.samples_per_step])
+    return metrics
 
 
 def gather(stage: Stage, step: int, sampling: Sampling) -> tuple[list[int], Experience]:
@@ -187,6 +188,20 @@ def update(
     policy.skip_updates(config.updates_per_batch - len(shares))
     names = {name for result in results for name in result}
     return {name: statistics.fmean(result[name] for result in results if name in result) for name in sorted(names)}
+
+
+def describe(stage: Stage, records: Records, samples: Sequence[ScoredSample]) -> tuple[Records, str]:
+    """A batch that is not trained on: the records with the policy's log-probs, the worst sample first, and its worst
+    tokens for people; called by all ranks together."""
+    prompts = [sample.sample.request.prompt_tokens for sample in samples]
+    log_probs = stage.policy.log_probs(
+        [
+            TrainSequence(prompt + sample.sample.tokens, len(prompt), weight=0.0)
+            for prompt, sample in zip(prompts, samples, strict=True)
+        ]
+    )
+    found = mismatch_records(records, samples, log_probs, load_tokenizer(stage.folder))
+    return found, worst_tokens(found)
 
 
 def experience_metrics(experience: Experience, advantages: Sequence[float]) -> dict[str, float]:

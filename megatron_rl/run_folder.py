@@ -10,8 +10,6 @@ from converters.manifest import MANIFEST
 from megatron_rl.errors import InputError
 
 CHECKPOINT_PREFIX = "step_"
-MISMATCH_PREFIX = "mismatch_step_"
-"""Of files in `samples` that hold no samples, but what was wrong with those of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,8 @@ class RunFolder:
         return self.path / "journal"
 
     def samples(self, name: str) -> Path:
-        """Sampled responses of a step or a validation."""
+        """Sampled responses of a step, `step_N`, or of a validation, `validation_SET_step_N`; or those that a guard
+        refused, `GUARD_step_N`."""
         return self.path / "samples" / f"{name}.jsonl"
 
     def checkpoint(self, step: int) -> Path:

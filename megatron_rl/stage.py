@@ -245,7 +245,6 @@ def _prompt_set(config: TrainConfig, data: DataConfig, tokenizer: PreTrainedToke
 def _policy(config: TrainConfig, run: RunFolder, folder: Path, parallel: Parallel) -> tuple[Policy, int]:
     architecture = Architecture.of_folder(folder, config.policy)
     policy = Policy(config.policy, architecture, parallel)
-    updates = config.grpo.updates_per_batch if config.grpo is not None else 1
     has_reference = config.grpo is not None and config.grpo.reference_policy_kl_penalty > 0
     if has_reference or not run.checkpoints():
         if config.policy.from_checkpoint is not None:
@@ -254,7 +253,7 @@ def _policy(config: TrainConfig, run: RunFolder, folder: Path, parallel: Paralle
             policy.load_hf(folder)
     if has_reference:
         policy.keep_reference()
-    return policy, resume(run, policy, updates)
+    return policy, resume(run, policy, config.updates_per_step)
 
 
 def _rollout(config: TrainConfig, folder: Path, parallel: Parallel, policy: Policy) -> Rollout | None:

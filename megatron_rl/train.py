@@ -7,8 +7,10 @@ A step's line in the metrics is written before its checkpoint, so a checkpoint n
 run logged beyond its last checkpoint is dropped and done again, with the same result.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.distributed as dist
 
@@ -18,10 +20,10 @@ from megatron_rl.checkpoint.retention import remove_old_checkpoints
 from megatron_rl.config.schema import Algorithm, TrainConfig
 from megatron_rl.errors import Preempted, RunStopped
 from megatron_rl.grpo import grpo_step
+from megatron_rl.guards import Records, guarded_update
 from megatron_rl.model_card import model_card
 from megatron_rl.parallel import any_rank, stop_if_preempted
 from megatron_rl.policy.batch import TrainSequence
-from megatron_rl.policy.policy import step_metrics
 from megatron_rl.preemption import is_requested
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.stage import Stage, open_stage
@@ -87,7 +89,11 @@ def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) 
 
 
 def sft_step(stage: Stage, step: int) -> dict[str, float]:
-    """One optimizer step of supervised fine-tuning; the loss is the mean over the batch's response tokens."""
+    """One optimizer step of supervised fine-tuning; the loss is the mean over the batch's response tokens.
+
+    Raises:
+        RunStopped: a guard says so.
+    """
     assert stage.config.sft is not None
     indices = stage.stream.take(stage.config.sft.global_batch_size)
     tokens = sum(len(stage.responses[i]) for i in indices)
@@ -98,8 +104,24 @@ def sft_step(stage: Stage, step: int) -> dict[str, float]:
             TrainSequence(stage.train_set.prompts[i] + stage.responses[i], len(stage.train_set.prompts[i]), 1 / tokens)
             for i in indices
         ]
-        result = stage.policy.train_step(sequences, sft_loss)
-    return step_metrics(result) | {"performance/tokens": float(tokens)}
+        update = partial(stage.policy.train_step, sequences, sft_loss)
+        metrics = guarded_update(stage, step, {}, update, partial(describe_examples, stage, step, indices, sequences))
+    return metrics | {"performance/tokens": float(tokens)}
+
+
+def describe_examples(
+    stage: Stage, step: int, indices: Sequence[int], sequences: Sequence[TrainSequence]
+) -> tuple[Records, str]:
+    """Examples that are not trained on, the least likely first, and that one for people; called by all ranks
+    together."""
+    means = [sum(values) / len(values) for values in stage.policy.log_probs(sequences)]
+    order = sorted(range(len(means)), key=lambda i: means[i] if math.isfinite(means[i]) else -math.inf)
+    ids = [stage.train_set.problems[i].id for i in indices]
+    records: Records = [
+        {"step": step + 1, "id": ids[i], "response_tokens": len(stage.responses[indices[i]]), "mean_log_prob": means[i]}
+        for i in order
+    ]
+    return records, f"example {ids[order[0]]!r} with a mean log-prob of {means[order[0]]:.6g}"
 
 
 def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:

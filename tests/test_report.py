@@ -130,10 +130,11 @@ def test_samples_carry_their_stage_and_long_texts_keep_both_ends(tmp_path: Path)
     assert second["reward"] is None
 
 
-def test_what_was_wrong_with_a_batch_is_no_sample(tmp_path: Path) -> None:
+def test_samples_that_a_guard_has_written_once_more_are_not_read(tmp_path: Path) -> None:
     write_lines(tmp_path / "samples/step_2.jsonl", [sample(2, "train", "a")])
-    write_lines(tmp_path / "samples/mismatch_step_2.jsonl", [{"step": 2, "id": "a", "token_mult_prob_error": 1.2}])
-    assert [found["set"] for found in read_samples(tmp_path, stage=0)] == ["train"]
+    write_lines(tmp_path / "samples/validation_math_step_2.jsonl", [sample(2, "math", "a")])
+    write_lines(tmp_path / "samples/mismatch_step_2.jsonl", [sample(2, "train", "a")])
+    assert [found["set"] for found in read_samples(tmp_path, stage=0)] == ["train", "math"]
 
 
 def test_chosen_samples_follow_the_same_held_out_problems() -> None:

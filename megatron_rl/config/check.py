@@ -3,6 +3,7 @@
 import math
 
 from megatron_rl.config.schema import (
+    MIN_GRAD_NORMS,
     Algorithm,
     FP8Config,
     FP8Recipe,
@@ -21,24 +22,30 @@ _POSITIVE = (
     "policy.make_vocab_size_divisible_by",
     *("generation.max_new_tokens", "generation.tensor_parallel_size", "generation.num_engines"),
     *("generation.max_num_seqs", "generation.sync_bucket_mib", "generation.timeout_minutes"),
-    *("grpo.num_prompts_per_step", "grpo.updates_per_batch", "grpo.max_consecutive_skips"),
+    *("grpo.num_prompts_per_step", "grpo.updates_per_batch"),
+    *("guards.max_consecutive_skips", "guards.max_uniform_reward_steps"),
     "grpo.dynamic_sampling_max_batches",
     *("sft.global_batch_size", "verifier.num_workers"),
     *("checkpointing.save_period", "checkpointing.keep_last", "validation.num_generations_per_prompt"),
 )
 _RANGES = {
-    "ratio_clip_min": (0.0, 1.0),
-    "ratio_clip_max": (0.0, math.inf),
-    "reference_policy_kl_penalty": (0.0, math.inf),
-    "entropy_bonus": (0.0, math.inf),
-    "rollout_correction_max": (1.0, math.inf),
-    "overlong_buffer_penalty": (0.0, math.inf),
-    "epoch_filter_keep_hard": (0.0, 1.0),
-    "epoch_filter_keep_easy": (0.0, 1.0),
+    "grpo.ratio_clip_min": (0.0, 1.0),
+    "grpo.ratio_clip_max": (0.0, math.inf),
+    "grpo.reference_policy_kl_penalty": (0.0, math.inf),
+    "grpo.entropy_bonus": (0.0, math.inf),
+    "grpo.rollout_correction_max": (1.0, math.inf),
+    "grpo.overlong_buffer_penalty": (0.0, math.inf),
+    "grpo.epoch_filter_keep_hard": (0.0, 1.0),
+    "grpo.epoch_filter_keep_easy": (0.0, 1.0),
+    "guards.grad_norm_window": (MIN_GRAD_NORMS, math.inf),
+    "guards.min_entropy": (0.0, math.inf),
+    "guards.max_entropy": (0.0, math.inf),
+    "guards.max_truncated_fraction": (0.0, 1.0),
 }
 _ABOVE_ONE = {
-    "max_token_mult_prob_error": "where engine and policy are equal",
-    "ratio_clip_c": "the ratio of a policy that has not moved",
+    "grpo.max_token_mult_prob_error": "where engine and policy are equal",
+    "grpo.ratio_clip_c": "the ratio of a policy that has not moved",
+    "guards.max_grad_norm_ratio": "the ratio of a norm like the others",
 }
 _SECONDS = (
     ("verifier", "code_timeout_seconds"),
@@ -60,6 +67,7 @@ def check_config(config: TrainConfig) -> None:
     if config.checkpointing.keep_top_k < 0:
         raise InputError(f"checkpointing.keep_top_k={config.checkpointing.keep_top_k}: must be at least 0")
     _check_sections(config)
+    _check_ranges(config)
     _check_layout(config)
     _check_precision(config.policy)
     _check_start(config.policy)
@@ -91,19 +99,21 @@ def _check_sections(config: TrainConfig) -> None:
             f"grpo.num_prompts_per_step={config.grpo.num_prompts_per_step}; an update takes whole groups"
         )
     if config.grpo is not None:
-        _check_ranges(config.grpo)
         _check_overlong(config.grpo, config.generation)
 
 
-def _check_ranges(grpo: GRPOConfig) -> None:
-    for name, (least, most) in _RANGES.items():
-        value = getattr(grpo, name)
+def _check_ranges(config: TrainConfig) -> None:
+    for key, (least, most) in _RANGES.items():
+        value = _at(config, key)
         if value is not None and not least <= value <= most:
-            raise InputError(f"grpo.{name}={value}: must be from {least:g} to {most:g}")
-    for name, why in _ABOVE_ONE.items():
-        value = getattr(grpo, name)
+            raise InputError(f"{key}={value}: must be from {least:g} to {most:g}")
+    for key, why in _ABOVE_ONE.items():
+        value = _at(config, key)
         if value is not None and not 1 < value < math.inf:
-            raise InputError(f"grpo.{name}={value}: must be above 1, {why}")
+            raise InputError(f"{key}={value}: must be above 1, {why}")
+    low, high = config.guards.min_entropy, config.guards.max_entropy
+    if low is not None and high is not None and low > high:
+        raise InputError(f"guards.min_entropy={low} is above guards.max_entropy={high}; raise the second")
 
 
 def _check_overlong(grpo: GRPOConfig, generation: GenerationConfig | None) -> None:
@@ -208,10 +218,10 @@ def _check_generation(generation: GenerationConfig, config: TrainConfig) -> None
         )
 
 
-def _at(config: TrainConfig, key: str) -> int | None:
+def _at(config: TrainConfig, key: str) -> int | float | None:
     """The number at a dotted key, None where its section is absent."""
     value: object = config
     for part in key.split("."):
         value = getattr(value, part, None)
-    assert value is None or isinstance(value, int)
+    assert value is None or isinstance(value, int | float)
     return value

@@ -10,6 +10,9 @@ from omegaconf import MISSING
 
 from verifiers.isolation import IsolationLevel
 
+MIN_GRAD_NORMS = 5
+"""The median of fewer is nothing to go by."""
+
 
 class Algorithm(StrEnum):
     SFT = "sft"
@@ -38,7 +41,7 @@ class FP8Recipe(StrEnum):
     MXFP8 = "mxfp8"
 
 
-class OnMismatch(StrEnum):
+class OnTrip(StrEnum):
     STOP = "stop"
     SKIP = "skip"
 
@@ -246,12 +249,9 @@ class GRPOConfig:
     rollout_correction_max: float = 2.0
     """That weight is cut off here."""
     max_token_mult_prob_error: float | None = None
-    """A batch is not trained on when its mean of exp|policy - rollout log-prob| passes this: the engine does not sample
-    the policy. Default by the policy's precision: 1.001 in fp32, 1.05 in bf16, 1.1 with FP8."""
-    on_mismatch: OnMismatch = OnMismatch.STOP
-    """What then: stop the run, or skip the batch and go on after the next weight sync."""
-    max_consecutive_skips: int = 3
-    """Stop all the same when so many batches in a row have been skipped and the next one is no better."""
+    """A guard (see `guards`) that is always on: a batch is not trained on when its mean of exp|policy - rollout
+    log-prob| passes this: the engine does not sample the policy. Default by the policy's precision: 1.001 in fp32, 1.05
+    in bf16, 1.1 with FP8."""
     max_infra_error_fraction: float = 0.05
     """Stop when more than this share of a step's samples could not be verified."""
 
@@ -261,6 +261,29 @@ class SFTConfig:
     global_batch_size: int = 64
     """Examples per optimizer step."""
     max_num_steps: int = MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardsConfig:
+    """What keeps an update from being made; null: nothing. Always on: a loss, entropy or gradient norm that is no
+    finite number, and `grpo.max_token_mult_prob_error`."""
+
+    on_trip: OnTrip = OnTrip.STOP
+    """What then: stop the run, or skip the rest of the batch and go on with the next one."""
+    max_consecutive_skips: int = 3
+    """Stop all the same when so many batches in a row have been skipped and the next one is no better."""
+    max_grad_norm_ratio: float | None = None
+    """The gradient norm is above this times the median of the last steps'."""
+    grad_norm_window: int = 20
+    """So many, of the steps that made an update with a gradient; of fewer than 5 no median is taken."""
+    min_entropy: float | None = None
+    """The policy's mean entropy at the samples' tokens, in nats, is below this."""
+    max_entropy: float | None = None
+    """It is above this."""
+    max_truncated_fraction: float | None = None
+    """More than this share of a step's samples was cut off at generation.max_new_tokens."""
+    max_uniform_reward_steps: int | None = None
+    """In more steps in a row than this all samples had the same reward, in a run where rewards have differed before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +378,7 @@ class TrainConfig:
     generation: GenerationConfig | None = None
     grpo: GRPOConfig | None = None
     sft: SFTConfig | None = None
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
@@ -385,6 +409,11 @@ class TrainConfig:
             return self.sft.global_batch_size
         assert self.grpo is not None
         return self.grpo.num_prompts_per_step
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps of a step."""
+        return self.grpo.updates_per_batch if self.algorithm is Algorithm.GRPO and self.grpo is not None else 1
 
     @property
     def max_num_steps(self) -> int:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.report.collect import read_json_lines
-from megatron_rl.run_folder import MISMATCH_PREFIX
 
 Sample = dict[str, Any]
 
 TRAIN_SET = "train"
 """The `set` of training samples; every other set is held-out."""
+_FILES = ("step_", "validation_")
+"""Not those of a guard, which has written a step's samples once more."""
 
 _FIELDS = (
     "step",
@@ -60,7 +61,7 @@ def read_samples(folder: Path, stage: int) -> list[Sample]:
     Raises:
         InputError: a broken line, with its file and number.
     """
-    paths = [path for path in sorted((folder / "samples").glob("*.jsonl")) if not path.name.startswith(MISMATCH_PREFIX)]
+    paths = [path for path in sorted((folder / "samples").glob("*.jsonl")) if path.name.startswith(_FILES)]
     records = (record for path in paths for record in read_json_lines(path))
     samples = [{"stage": stage} | {field: _shortened(record.get(field)) for field in _FIELDS} for record in records]
     return sorted(samples, key=lambda sample: sample["step"] or 0)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from ranks import read_arguments, write_result
+from states import copy_of, same, state_of
 from tiny import step_sequences, train_config
 
 import megatron_rl.grpo
@@ -28,8 +29,6 @@ from megatron_rl.policy.policy import Policy
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.stage import Stage, open_stage
 from megatron_rl.train import train
-
-Tensors = list[torch.Tensor]
 
 
 def alternating_advantages(samples: Sequence[ScoredSample], *_: Any) -> list[float]:
@@ -104,7 +103,7 @@ def claim_version(rollout: Rollout, version: int) -> None:
 
 def refused(stage: Stage, step: int) -> dict[str, Any]:
     """A step that must be refused: the message, and whether policy, optimizer and learning rate are the same bits."""
-    before = [tensor.clone() for tensor in state_of(stage.policy)]
+    before = copy_of(state_of(stage.policy))
     try:
         megatron_rl.grpo.grpo_step(stage, step)
     except RunStopped as error:
@@ -139,29 +138,6 @@ def multiply_by_noise(weights: Iterable[torch.Tensor], share: float) -> None:
     noise = torch.Generator().manual_seed(1)
     for weight in weights:
         weight *= 1 + share * torch.randn(weight.shape, generator=noise)
-
-
-def state_of(policy: Policy) -> Tensors:
-    """All that training changes: weights, main weights, moments and counters, the learning rate."""
-    (inner,) = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
-    groups = inner.optimizer.param_groups
-    return [
-        *(weight.data for weight in policy.chunks[0].parameters()),
-        *(weight.data for group in groups for weight in group["params"]),
-        *tensors_in(inner.optimizer.state.values()),
-        torch.tensor([policy._scheduler.num_steps, *(group["lr"] for group in groups)], dtype=torch.float64),
-    ]
-
-
-def tensors_in(states: Any) -> Iterator[torch.Tensor]:
-    for state in states:
-        yield from (state[name] for name in sorted(state) if isinstance(state[name], torch.Tensor))
-
-
-def same(a: Tensors, b: Tensors) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8)) for x, y in zip(a, b, strict=True)
-    )
 
 
 def main() -> None:
