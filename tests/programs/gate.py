@@ -22,7 +22,7 @@ from tiny import step_sequences, train_config
 
 import megatron_rl.grpo
 from megatron_rl.algorithms.losses import policy_gradient_loss
-from megatron_rl.config.schema import TrainConfig
+from megatron_rl.config.schema import OnTrip, TrainConfig
 from megatron_rl.errors import RunStopped
 from megatron_rl.experience import ScoredSample
 from megatron_rl.policy.policy import Policy
@@ -87,11 +87,37 @@ def try_gate(config: TrainConfig) -> dict[str, Any]:
         result["perturbed"] = refused(stage, 2)
         stage.rollout.sync(3)
         result["synced_again"] = megatron_rl.grpo.grpo_step(stage, 3)
-        claim_version(stage.rollout, 4)
+        stage.rollout.sync(4)
+        result["second_update_is_nan"] = skip_the_second_update(stage, 4)
         next(stage.policy.chunks[0].parameters()).data.view(-1)[0] = torch.nan
         result["nan"] = refused(stage, 4)
         result["update_after_refusal"] = update_after_refusal(stage)
     return result
+
+
+def skip_the_second_update(stage: Stage, step: int) -> dict[str, Any]:
+    """A step of two updates, of which the second is refused and skipped."""
+    config, train_step = stage.config, Policy.train_step
+    assert config.grpo is not None
+    made, count = [], stage.policy.num_updates
+    guards = replace(config.guards, on_trip=OnTrip.SKIP)
+    stage.config = replace(config, grpo=replace(config.grpo, updates_per_batch=2), guards=guards)
+
+    def spoil_the_second(policy: Policy, sequences: Any, loss: Any, check: Any) -> dict[str, float]:
+        if policy.num_updates > count:
+            return train_step(policy, sequences, nan_loss, check)
+        made.append(train_step(policy, sequences, loss, check))
+        return made[-1]
+
+    Policy.train_step = spoil_the_second  # type: ignore[assignment]
+    metrics = megatron_rl.grpo.grpo_step(stage, step)
+    Policy.train_step, stage.config = train_step, config  # type: ignore[method-assign]
+    return {"made": len(made), "skipped": metrics["train/skipped_update"], "updates": stage.policy.num_updates}
+
+
+def nan_loss(*arguments: Any) -> Any:
+    loss, sums = policy_gradient_loss(*arguments)
+    return loss * torch.nan, sums | {"loss": sums["loss"] * torch.nan}
 
 
 def claim_version(rollout: Rollout, version: int) -> None:

@@ -123,6 +123,11 @@ def test_an_update_after_a_refused_one_is_as_if_that_had_not_been(gate: dict[str
     assert gate["update_after_refusal"] == {"unchanged": True, "same": True, "moved": True}
 
 
+def test_where_a_batchs_second_update_is_refused_the_learning_rate_still_goes_by_batch(gate: dict[str, Any]) -> None:
+    found = gate["second_update_is_nan"]
+    assert found == {"made": 1, "skipped": 1.0, "updates": 5 * 2}  # the fifth step ends there
+
+
 # Whole stages ----------------------------------------------------------------------------------------------------
 
 WRONG = [0, 1, 3, 5, 6, 7]  # weight syncs, each before the batch of the next step
