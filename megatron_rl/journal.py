@@ -26,7 +26,7 @@ from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
 from verifiers.metrics import PoolMetrics
 from verifiers.verdict import Result, Verdict
 
-_SHAPING = ("policy", "generation", "grpo", "data", "verifier", "seed")
+_SHAPING = ("policy", "generation", "grpo", "guards", "data", "verifier", "seed")
 """Sections of the config that samples, or the weights which make them, depend on."""
 
 
