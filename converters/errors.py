@@ -3,9 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LINE = 1000
+
 
 class ConversionError(ValueError):
     """A folder, config or tensor that cannot be converted; the message is one line that says which, and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """`message`, which may quote anything from outside, as one line that a person can read."""
+    line = " ".join(message.splitlines())
+    return line if len(line) <= _LINE else f"{line[: _LINE // 2]} [...] {line[-_LINE // 2 :]}"
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """What can be told of a Hugging Face folder without importing torch: its config, its sizes, its weight files."""
 
 import json
+import math
+import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from converters.errors import ConversionError
 INDEX_NAME = "model.safetensors.index.json"
 HF_FILES = "hf"
 """Folder in a Megatron checkpoint with the model's config, generation config and tokenizer."""
+_PLAIN_NAME = re.compile(r"\w[\w.+-]{0,199}")
+_LARGEST = 1 << 22
+"""Of any size in a config: what is larger is a slip, and would keep us busy for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConversionError(f"{path}: missing; {folder} is not a Hugging Face model folder")
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path}: not JSON ({error}); restore the file") from error
     if not isinstance(parsed, dict):
         raise ConversionError(f"{path}: holds a {type(parsed).__name__}, not a JSON object; restore the file")
@@ -85,12 +91,14 @@ def weight_files(folder: Path) -> dict[str, Path]:
         try:
             with safe_open(path, framework="np") as reader:
                 found = list(reader.keys())
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ConversionError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
         for name in found:
             if name in names:
                 raise ConversionError(f"{path}: {name} stands in {names[name].name} as well; remove what is stale")
             names[name] = path
+    if not names:
+        raise ConversionError(f"{folder}: its weight files hold no tensor; fetch them again")
     for name, file in (listed or {}).items():
         if names.get(name) != folder / file:
             raise ConversionError(f"{folder / file}: lacks {name}, which {INDEX_NAME} promises; fetch both again")
@@ -100,9 +108,45 @@ def weight_files(folder: Path) -> dict[str, Path]:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in listed.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files = {str(name): str(file) for name, file in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConversionError(f"{index}: not an index with a weight_map ({error!r}); fetch the file again") from error
+    for name, file in files.items():
+        if not _PLAIN_NAME.fullmatch(file):
+            raise ConversionError(
+                f"{index}: {name} lies in {file!r:.80}, which is no file of the folder; fetch it again"
+            )
+    return files
+
+
+def size_of(hf_config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """The positive number at `key` of a parsed `config.json`; `default` where it is not there.
+
+    Raises:
+        ConversionError: it is missing, or another thing.
+    """
+    value = hf_config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ConversionError(f"config.json: {key!r} is missing; restore the whole file")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise ConversionError(
+            f"config.json: {key}={value!r:.80} is not a positive number up to {_LARGEST}; restore the file"
+        )
+    return value
+
+
+def number_of(hf_config: dict[str, Any], key: str, default: float | None = None) -> float:
+    """The positive, finite number at `key`, whole or not; `default` where it is not there.
+
+    Raises:
+        ConversionError: it is missing, or another thing.
+    """
+    value = hf_config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ConversionError(f"config.json: {key}={value!r:.80} is not a positive number; restore the file")
+    return value
 
 
 def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
@@ -111,22 +155,19 @@ def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
     Raises:
         ConversionError: a size is missing or not a positive number.
     """
-
-    def size(key: str, default: int | None = None) -> int:
-        value = hf_config.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise ConversionError(f"config.json: {key!r} is missing; restore the whole file")
-        if not isinstance(value, int) or value < 1:
-            raise ConversionError(f"config.json: {key}={value!r} is not a positive number; restore the file")
-        return value
-
+    size = partial(size_of, hf_config)
     heads, hidden, vocab = size("num_attention_heads"), size("hidden_size"), size("vocab_size")
     # transformers writes the second name and reads both.
     expert_keys = [key for key in ("num_experts", "num_local_experts") if hf_config.get(key)]
-    num_experts = size(expert_keys[0]) if expert_keys else 0
-    if len({hf_config[key] for key in expert_keys}) > 1:
+    numbers = {size(key) for key in expert_keys}
+    if len(numbers) > 1:
         raise ConversionError("config.json: num_experts and num_local_experts are not the same; remove the wrong one")
+    num_experts = numbers.pop() if numbers else 0
+    tied = hf_config.get("tie_word_embeddings", False)
+    if tied not in (None, True, False):
+        raise ConversionError(
+            f"config.json: tie_word_embeddings={tied!r:.80} is neither true nor false; restore the file"
+        )
     return ModelShape(
         num_layers=size("num_hidden_layers"),
         hidden_size=hidden,
@@ -136,6 +177,6 @@ def model_shape(hf_config: dict[str, Any], vocab_divisor: int) -> ModelShape:
         head_dim=size("head_dim", hidden // heads),
         vocab_size=vocab,
         padded_vocab_size=-(-vocab // vocab_divisor) * vocab_divisor,
-        tied=bool(hf_config.get("tie_word_embeddings", False)),
+        tied=bool(tied),
         num_experts=num_experts,
     )

@@ -112,22 +112,25 @@ def check_names(reader: HFReader, family: Family, shape: ModelShape) -> dict[str
         ConversionError: a tensor is missing, extra or misshapen.
     """
     drop_tied_copy(reader, shape.tied)
-    found, expected = reader.describe(), family.hf_tensors(shape)
-    for name, size in expected.items():
-        if name not in found:
-            raise ConversionError(f"{reader.folder}: tensor {name!r} is missing; the folder is incomplete")
-        if found[name][1] != size:
-            raise ConversionError(
-                f"{reader.folder}: {name} has shape {found[name][1]}, config.json implies {size}; "
-                "weights and config do not belong together"
-            )
+    found = reader.describe()
+    expected: dict[str, torch.dtype] = {}
+    for weight, layer, expert in family.walk(shape):  # up to the first that is missing: a config may ask for millions
+        for name, size in zip(weight.hf_names(layer, expert), weight.hf_shapes(shape), strict=True):
+            if name not in found:
+                raise ConversionError(f"{reader.folder}: tensor {name!r} is missing; the folder is incomplete")
+            if found[name][1] != size:
+                raise ConversionError(
+                    f"{reader.folder}: {name} has shape {found[name][1]}, config.json implies {size}; "
+                    "weights and config do not belong together"
+                )
+            expected[name] = found[name][0]
     extra = found.keys() - expected
     if extra:
         raise ConversionError(
             f"{reader.folder}: {sorted(extra)[:5]}: tensors that a {family.model_type} model with this config.json "
             "does not have; they would be lost"
         )
-    return {name: found[name][0] for name in expected}
+    return expected
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ import pickle
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import gt
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -70,18 +71,23 @@ class MegatronReader:
 
     def __init__(self, folder: Path, family: Family, shape: ModelShape) -> None:
         self.folder, self._shape = folder, shape
-        metadata = _read_metadata(folder)
+        metadata = read_metadata(folder)
         self.dtypes: dict[str, torch.dtype] = {}
         self._sizes: dict[str, int] = {}  # values of each key, in one layer and expert
         self._blocks: dict[Place, list[tuple[Block, Stored]]] = {}
         table = {weight.key: weight for weight in family.table(shape)}
-        for key, entry in metadata.state_dict_metadata.items():
-            if isinstance(entry, TensorStorageMetadata) and not key.startswith("optimizer."):
-                if key not in table:
-                    raise ConversionError(
-                        f"{folder}: {key!r} is not a weight of a {family.model_type} model; it would be lost"
-                    )
-                self._take(table[key], entry, metadata)
+        try:
+            for key, entry in metadata.state_dict_metadata.items():
+                if isinstance(entry, TensorStorageMetadata) and not key.startswith("optimizer."):
+                    if key not in table:
+                        raise ConversionError(
+                            f"{folder}: {key!r} is not a weight of a {family.model_type} model; it would be lost"
+                        )
+                    self._take(table[key], entry, metadata)
+        except ConversionError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
+            raise _damaged(folder / ".metadata", error) from error
         self._check_whole(family)
         self._maps: dict[str, mmap.mmap] = {}
         self._lock = Lock()
@@ -110,6 +116,11 @@ class MegatronReader:
             info = metadata.storage_data.get(MetadataIndex(weight.key, chunk.offsets))
             if info is None:
                 raise ConversionError(f"{self.folder}/.metadata: no file for {weight.key} at {tuple(chunk.offsets)}")
+            ends = [begin + size for begin, size in zip(chunk.offsets, chunk.sizes, strict=True)]
+            if min(*chunk.offsets, info.offset, info.length) < 0 or any(map(gt, ends, found)):
+                raise _damaged(self.folder / ".metadata", f"{weight.key} has a block beyond its end")
+            if Path(info.relative_path).name != info.relative_path:
+                raise _damaged(self.folder / ".metadata", f"{weight.key} lies in {info.relative_path!r:.80}")
             self._blocks.setdefault((weight.key, layer, expert), []).append(
                 (block, Stored(info.relative_path, info.offset, info.length))
             )
@@ -158,13 +169,15 @@ class MegatronReader:
         try:
             values = item[_payload(item, size) :][:size]
         except (zipfile.BadZipFile, ValueError) as error:
-            raise ConversionError(
-                f"{self.folder / stored.file}: damaged at byte {stored.offset} ({error}); restore it from a copy"
-            ) from error
+            raise _damaged(self.folder / stored.file, f"byte {stored.offset}: {error}") from error
         data = torch.frombuffer(values, dtype=torch.uint8)
         if data.data_ptr() % dtype.itemsize:
             data = data.clone()
         return data.view(dtype).view(block.size)
+
+
+def _damaged(path: Path, reason: object) -> ConversionError:
+    return ConversionError(f"{path}: damaged ({reason!r}); restore it from a copy")
 
 
 def _payload(item: memoryview, nbytes: int) -> int:
@@ -204,13 +217,46 @@ class _View(io.RawIOBase):
         return found
 
 
-def _read_metadata(folder: Path) -> Metadata:
+class _MetadataUnpickler(pickle.Unpickler):
+    """Makes what `.metadata` is made of and nothing else: a pickle may name any function, to be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name) if module in _METADATA_MODULES else None
+        if name in _METADATA_MODULES.get(module, ()) or isinstance(found, torch.dtype):
+            return found
+        raise pickle.UnpicklingError(f"names {module}.{name}, which has no place there")
+
+
+_METADATA_MODULES: dict[str, tuple[str, ...]] = {
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+    "torch.distributed.checkpoint.planner": (
+        *("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
+    ),
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+        *("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+    ),
+    "collections": ("OrderedDict",),
+    "pathlib": ("Path", "PosixPath"),
+}
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """The `.metadata` of a checkpoint, unpickled without trust in it.
+
+    Raises:
+        ConversionError: it is missing, damaged, or names what has no place there.
+    """
+    path = folder / ".metadata"
+    if not path.is_file():
+        raise ConversionError(f"{folder}: no .metadata; not a Megatron checkpoint of format torch_dist")
     try:
-        metadata = FileSystemReader(str(folder)).read_metadata()
-    except FileNotFoundError as error:
-        raise ConversionError(f"{folder}: no .metadata; not a Megatron checkpoint of format torch_dist") from error
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError) as error:
-        raise ConversionError(f"{folder}/.metadata: damaged ({error!r}); restore it from a copy") from error
+        with open(path, "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except Exception as error:  # damaged bytes may ask for anything
+        raise _damaged(path, error) from error
     if not isinstance(metadata, Metadata):
         raise ConversionError(f"{folder}/.metadata: holds a {type(metadata).__name__}; restore it from a copy")
     return metadata

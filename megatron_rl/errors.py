@@ -1,5 +1,7 @@
 """The exceptions that end a command with one line; each has its exit status."""
 
+from converters.errors import one_line
+
 STOPPED_EXIT_CODE = 3
 """A guard found the run broken: no restart helps before a person has looked."""
 RESTART_EXIT_CODE = 75
@@ -8,6 +10,9 @@ RESTART_EXIT_CODE = 75
 
 class InputError(ValueError):
     """Bad input. The message is one line that names the place, both values and the remedy; the CLI exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class RunStopped(RuntimeError):

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from converters.errors import ConversionError
 from converters.hf_config import weight_files
-from megatron_rl.config.loader import parse_overrides
+from megatron_rl.config.loader import parse_overrides, refusals
 from megatron_rl.config.schema import ClusterConfig, DataConfig, Domain, GenerationConfig, Precision, VerifierConfig
 from megatron_rl.errors import InputError
 from megatron_rl.run_folder import RunFolder, write_json, write_text
@@ -58,13 +57,11 @@ def load_evaluation(benchmark: Path, overrides: Sequence[str]) -> EvaluationConf
     Raises:
         InputError: an unknown key or a wrong value.
     """
-    try:
+    with refusals(f"eval: {' '.join(overrides)}"):
         merged = OmegaConf.merge(
             OmegaConf.structured(EvaluationConfig), {"data": {"path": str(benchmark)}}, parse_overrides(overrides)
         )
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise InputError(f"eval: {error.full_key or 'settings'}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, EvaluationConfig)
     return config
 
@@ -155,11 +152,13 @@ def _join(config: EvaluationConfig) -> "Parallel":
 
     from megatron_rl.device import setup_device
     from megatron_rl.parallel import Parallel
+    from megatron_rl.sockets import bind_stores
 
     rank, world, local = (int(os.environ.get(key, default)) for key, default in _PLACE)
     device = setup_device(config.cluster.device, local)
     timeout = timedelta(minutes=config.cluster.timeout_minutes)
     store = dist.HashStore() if world == 1 else None
+    bind_stores()
     dist.init_process_group("gloo", timeout=timeout, rank=rank, world_size=world, store=store)
     return Parallel(rank, world, tp=1, tp_rank=0, pp=1, pp_rank=0, dp=world, dp_rank=rank, device=device)
 

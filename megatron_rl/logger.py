@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.errors import InputError
-from megatron_rl.run_folder import RunFolder, write_text
+from megatron_rl.run_folder import RunFolder, read_object, write_text
 
 if TYPE_CHECKING:  # at run time it is imported only when asked for: it brings torch
     from torch.utils.tensorboard import SummaryWriter
@@ -75,15 +75,15 @@ class MetricsLogger:
 
 
 def _to_json(record: dict[str, Any]) -> str:
-    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for every NaN and infinity in it."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -96,6 +96,8 @@ def _drop_lines_after(path: Path, resume_step: int) -> None:
     """Keep the lines up to `resume_step`; a last line that a kill cut short goes too."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise InputError(f"{path}: not a file; remove it, or start under another name")
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = text.split("\n")
     del lines[-1]  # empty after a whole line, torn otherwise
@@ -107,12 +109,12 @@ def _drop_lines_after(path: Path, resume_step: int) -> None:
 
 
 def _step(path: Path, number: int, line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError) as error:
+    step = read_object(line, f"{path}:{number}").get("step")
+    if not isinstance(step, int):
         raise InputError(
             f"{path}:{number}: not a line of metrics ({line[:40]!r}); remove the line, or start under another name"
-        ) from error
+        )
+    return step
 
 
 def _start_tensorboard(run_dir: Path, resume_step: int) -> "SummaryWriter":

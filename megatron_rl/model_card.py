@@ -15,7 +15,7 @@ def model_card(config: TrainConfig, run: RunFolder, step: int) -> str:
     latest: dict[str, Any] = {}
     for line in run.metric_lines():
         if line["step"] <= step:
-            latest |= {key: value for key, value in line.items() if key.startswith(_SHOWN) and value is not None}
+            latest |= {key: value for key, value in line.items() if key.startswith(_SHOWN) and isinstance(value, float)}
     rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(latest.items()))
     start = config.policy.from_checkpoint or config.policy.model_name or "random weights"
     recipe = OmegaConf.to_yaml(OmegaConf.structured(config))

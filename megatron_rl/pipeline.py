@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from megatron_rl.config.loader import compose, parse_overrides, save_config, to_config
+from megatron_rl.config.loader import compose, parse_overrides, refusals, save_config, to_config
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.errors import InputError
 from megatron_rl.launcher import run_ranks
@@ -50,18 +49,13 @@ def load_pipeline(recipe: Path, overrides: Sequence[str]) -> tuple[PipelineConfi
     """
     raw = compose(recipe)
     given = parse_overrides(overrides)
-    entries = raw.get("stages", [])
-    if not isinstance(entries, ListConfig) or not all(isinstance(entry, DictConfig) for entry in entries):
-        raise InputError(f"{recipe}: stages is a list of mappings with name and recipe")
-    names = [entry.get("name") for entry in entries]
+    names = _stage_names(recipe, raw)
     for name in names:
         if name in given and not isinstance(given[name], DictConfig):
             raise InputError(f"override {name}={given[name]!r}: {name} is a stage; set one of its keys, {name}.seed=2")
-    own = OmegaConf.create({key: value for key, value in given.items() if key not in names})
-    try:
+    with refusals(str(recipe)):
+        own = OmegaConf.create({key: value for key, value in given.items() if key not in names})
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), raw, own))
-    except OmegaConfBaseException as error:
-        raise InputError(f"{recipe}: {error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(merged, PipelineConfig)
     if not merged.stages:
         raise InputError(f"{recipe}: stages is empty; list at least one stage with its recipe")
@@ -71,6 +65,16 @@ def load_pipeline(recipe: Path, overrides: Sequence[str]) -> tuple[PipelineConfi
     for entry in merged.stages:
         stages.append(_stage_config(recipe, merged, entry, given.get(entry.name), stages))
     return merged, stages
+
+
+def _stage_names(recipe: Path, raw: DictConfig) -> list[str]:
+    with refusals(str(recipe)):
+        entries = raw.get("stages", [])
+        if isinstance(entries, list | ListConfig) and all(isinstance(entry, DictConfig) for entry in entries):
+            names = [entry.get("name") for entry in entries]
+            if all(isinstance(name, str) for name in names):
+                return names
+    raise InputError(f"{recipe}: stages is a list of mappings with name and recipe, both texts")
 
 
 _OF_PIPELINE = ("name", "output_dir", "seed")
@@ -83,7 +87,7 @@ def load_stage(recipe: Path, name: str, overrides: Sequence[str]) -> TrainConfig
     Raises:
         InputError: as `load_pipeline`, or there is no such stage.
     """
-    known = [entry.get("name") for entry in compose(recipe).get("stages", [])]
+    known = _stage_names(recipe, compose(recipe))
     if name not in known:
         raise InputError(f"{recipe}: has no stage {name!r}; its stages are {known}")
     of_pipeline, of_stage = split_overrides(overrides)
@@ -110,14 +114,17 @@ def _stage_config(
         model = str(RunFolder(Path(first.run_dir)).model) if scratch else first.policy.model_name
         fixed["policy"] = {"model_name": model, "from_scratch": None, "from_checkpoint": before[-1].run_dir}
     layers.append(OmegaConf.create(fixed))
-    for dotted in (pipeline.overrides, entry.overrides):
-        for key, value in dotted.items():
-            layer = OmegaConf.create()
-            OmegaConf.update(layer, key, value)
-            layers.append(layer)
-    if given is not None:
-        layers.append(given)
-    return to_config(OmegaConf.merge(*layers), source=f"{recipe} stage {entry.name!r}")
+    source = f"{recipe} stage {entry.name!r}"
+    with refusals(source):
+        for dotted in (pipeline.overrides, entry.overrides):
+            for key, value in dotted.items():
+                layer = OmegaConf.create()
+                OmegaConf.update(layer, key, value)
+                layers.append(layer)
+        if given is not None:
+            layers.append(given)
+        merged = OmegaConf.merge(*layers)
+    return to_config(merged, source)
 
 
 def run_pipeline(pipeline: PipelineConfig, stages: Sequence[TrainConfig]) -> int:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from converters.errors import ConversionError
-from converters.hf_config import ModelShape, model_shape, read_config, weight_files
+from converters.hf_config import ModelShape, model_shape, read_config, size_of, weight_files
 from megatron_rl.config.schema import Algorithm, Domain, PolicyConfig, TrainConfig, VerifierConfig
 from megatron_rl.data.problems import load_problems
 from megatron_rl.errors import InputError
@@ -89,7 +89,7 @@ def _check_model(policy: PolicyConfig, run: RunFolder) -> None:
         except ConversionError as error:
             raise InputError(f"policy.model_name: {error}") from error
     check_division(policy, model_shape(config, vocab_divisor=1))
-    context = config.get("max_position_embeddings", policy.max_total_sequence_length)
+    context = size_of(config, "max_position_embeddings", policy.max_total_sequence_length)
     if policy.max_total_sequence_length > context:
         raise InputError(
             f"policy.max_total_sequence_length={policy.max_total_sequence_length} is above the model's context of "

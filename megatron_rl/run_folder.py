@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from converters.manifest import MANIFEST
 from megatron_rl.errors import InputError
 
 CHECKPOINT_PREFIX = "step_"
+_CHECKPOINT = re.compile(CHECKPOINT_PREFIX + "[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        found = [p for p in (self.path / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*") if (p / MANIFEST).is_file()]
+        folders = (self.path / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*")
+        found = [path for path in folders if _CHECKPOINT.fullmatch(path.name) and (path / MANIFEST).is_file()]
         return sorted(found, key=self.step_of)
 
     @staticmethod
@@ -77,10 +80,15 @@ class RunFolder:
         return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
     def metric_lines(self) -> list[dict[str, Any]]:
-        """All lines of `metrics.jsonl`."""
+        """All lines of `metrics.jsonl`.
+
+        Raises:
+            InputError: one is no JSON object.
+        """
         if not self.metrics.is_file():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        return [read_object(line, f"{self.metrics}:{number}") for number, line in enumerate(lines, 1)]
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -95,6 +103,21 @@ def find_checkpoint(path: Path) -> Path:
     if not found:
         raise InputError(f"{path}: neither a checkpoint nor a run folder with one; check policy.from_checkpoint")
     return found[-1]
+
+
+def read_object(text: str, place: str) -> dict[str, Any]:
+    """The JSON object in `text`, which stands at `place`; NaN and infinity read as None.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not JSON ({error}); remove it") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{place}: a JSON object is expected, found {text[:40].strip()!r}; remove it")
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from verifiers.code.compare import check_values
+from verifiers.code.judge import function_name
 from verifiers.isolation import IsolationLevel
 from verifiers.math import Extract
 from verifiers.tasks import CODE_BUDGET_SECONDS, CodeTask, MathTask, Task
@@ -43,8 +45,7 @@ def code_reader(
     def read(record: dict[str, Any]) -> CodeTask:
         tests = _tests(record)
         function, starter = _optional_text(record, "fn_name"), _optional_text(record, "starter_code")
-        if function is None and starter is None and any(test["testtype"] == "functional" for test in tests):
-            raise ValueError("functional tests need key 'fn_name' or 'starter_code'; add one of them")
+        function_name(tests, function, starter)
         response = _text(record, "response")
         return CodeTask(response, tests, function, starter, timeout, budget, longest_first, min_isolation)
 
@@ -86,6 +87,11 @@ def _tests(record: dict[str, Any]) -> list[dict[str, str]]:
             raise ValueError(
                 f"test {at}: testtype {test.get('testtype')!r:.40} is unknown; use 'stdin' or 'functional'"
             )
+        if test["testtype"] == "functional":
+            try:
+                check_values(test["input"], test["output"])
+            except ValueError as error:
+                raise ValueError(f"test {at}: {error}; correct it or drop the line") from error
     return tests
 
 

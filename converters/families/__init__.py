@@ -19,6 +19,8 @@ def family_of(hf_config: dict[str, Any]) -> Family:
         ConversionError: no table knows its `model_type`.
     """
     model_type = hf_config.get("model_type")
-    if model_type not in FAMILIES:
-        raise ConversionError(f"config.json: model_type {model_type!r} is not supported; supported: {sorted(FAMILIES)}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConversionError(
+            f"config.json: model_type {model_type!r:.80} is not supported; supported: {sorted(FAMILIES)}"
+        )
     return FAMILIES[model_type]

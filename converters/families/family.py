@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.errors import ConversionError
-from converters.hf_config import ModelShape, model_shape
+from converters.hf_config import ModelShape, model_shape, number_of, size_of
 
 LAYER = "decoder.layers."
 _HF_LAYER = "model.layers.{layer}."
@@ -146,15 +146,16 @@ class Family:
             ConversionError: a setting is missing, or Megatron's model would not honour it.
         """
         shape = model_shape(hf_config, vocab_divisor=1)
-        for key in ("max_position_embeddings", *self.required):
+        for key in self.required:
             if hf_config.get(key) is None:
                 raise ConversionError(f"config.json: {key!r} is missing; restore the whole file")
         for key, supported in (_HONOURED | self.honoured).items():
             value = hf_config.get(key)
             if value is not None and value != supported:
-                self._refuse(f"{key}={value!r}", repr(supported))
-        if set(hf_config.get("layer_types") or []) - {"full_attention"}:
-            self._refuse(f"layer_types={sorted(set(hf_config['layer_types']))}", "full_attention")
+                self._refuse(f"{key}={value!r:.80}", repr(supported))
+        layer_types = hf_config.get("layer_types") or []
+        if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+            self._refuse(f"layer_types={layer_types!r:.80}", "full_attention")
         rope = self._rope(hf_config)
         transformer = {
             "num_layers": shape.num_layers,
@@ -164,15 +165,15 @@ class Family:
             "num_query_groups": shape.num_key_value_heads,
             "kv_channels": shape.head_dim,
             "normalization": "RMSNorm",
-            "layernorm_epsilon": hf_config.get("rms_norm_eps", 1e-6),
+            "layernorm_epsilon": number_of(hf_config, "rms_norm_eps", 1e-6),
             "gated_linear_unit": True,
             "add_bias_linear": False,
         }
         return MegatronConfig(
             transformer=transformer | self.transformer(hf_config),
-            rotary_base=rope.get("rope_theta") or hf_config.get("rope_theta", 10000.0),
+            rotary_base=number_of(rope, "rope_theta", number_of(hf_config, "rope_theta", 10000.0)),
             rope_scaling_factor=self._scaling_factor(rope),
-            max_position_embeddings=hf_config["max_position_embeddings"],
+            max_position_embeddings=size_of(hf_config, "max_position_embeddings"),
         )
 
     def _rope(self, hf_config: dict[str, Any]) -> dict[str, Any]:
@@ -198,9 +199,7 @@ class Family:
         for key, supported in fixed.items():
             if rope.get(key, supported) != supported:
                 self._refuse(f"rope {key}={rope[key]!r}", repr(supported))
-        if not isinstance(rope.get("factor"), int | float):
-            raise ConversionError(f"config.json: rope factor={rope.get('factor')!r} is not a number; restore the file")
-        return float(rope["factor"])
+        return float(number_of(rope, "factor"))
 
     def _refuse(self, setting: str, supported: str) -> None:
         raise ConversionError(f"config.json: {setting} is not supported for {self.model_type}; only {supported} is")

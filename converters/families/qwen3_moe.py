@@ -20,7 +20,7 @@ from converters.families.family import (
     Weight,
     in_layer,
 )
-from converters.hf_config import model_shape
+from converters.hf_config import model_shape, size_of
 
 _ROUTER = in_layer("mlp.router.weight", ["mlp.gate.weight"], ["num_experts"], "hidden_size")
 # The experts' input is normed once for all of them and for the router, so no linear layer can take the norm in.
@@ -37,10 +37,10 @@ def _transformer(hf_config: dict[str, Any]) -> dict[str, Any]:
     return {
         "qk_layernorm": True,
         "num_moe_experts": model_shape(hf_config, 1).num_experts,
-        "moe_router_topk": hf_config["num_experts_per_tok"],
+        "moe_router_topk": size_of(hf_config, "num_experts_per_tok"),
         # Softmax over all experts first, renormalised over the chosen ones (`norm_topk_prob`).
         "moe_router_pre_softmax": False,
-        "moe_ffn_hidden_size": hf_config["moe_intermediate_size"],
+        "moe_ffn_hidden_size": size_of(hf_config, "moe_intermediate_size"),
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
     }

@@ -1,6 +1,7 @@
 """Refusals that need several fields at once. Nothing heavy is imported."""
 
 import math
+from typing import Any
 
 from megatron_rl.config.schema import (
     MIN_GRAD_NORMS,
@@ -47,6 +48,8 @@ _ABOVE_ONE = {
     "grpo.ratio_clip_c": "the ratio of a policy that has not moved",
     "guards.max_grad_norm_ratio": "the ratio of a norm like the others",
 }
+_LISTS = {"generation.temperature_by_epoch": float, "policy.from_scratch.tokenizer_data": str}
+"""OmegaConf does not look into lists."""
 _SECONDS = (
     ("verifier", "code_timeout_seconds"),
     ("verifier", "code_budget_seconds"),
@@ -66,6 +69,10 @@ def check_config(config: TrainConfig) -> None:
             raise InputError(f"{key}={value}: must be at least 1")
     if config.checkpointing.keep_top_k < 0:
         raise InputError(f"checkpointing.keep_top_k={config.checkpointing.keep_top_k}: must be at least 0")
+    for key, kind in _LISTS.items():
+        value = _at(config, key) or ()
+        if not all(isinstance(each, kind) for each in value):
+            raise InputError(f"{key}={value!r}: must be a list of {kind.__name__}s")
     _check_sections(config)
     _check_ranges(config)
     _check_layout(config)
@@ -203,7 +210,7 @@ def _check_generation(generation: GenerationConfig, config: TrainConfig) -> None
             )
         for name in ("temperature", "temperature_by_epoch"):
             value = getattr(generation, name)
-            if min(value if isinstance(value, tuple) else (value,), default=1.0) <= 0:
+            if not all(each > 0 for each in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"generation.{name}={value}: training needs a temperature above 0")
     if generation.max_new_tokens >= config.policy.max_total_sequence_length:
         raise InputError(
@@ -218,10 +225,9 @@ def _check_generation(generation: GenerationConfig, config: TrainConfig) -> None
         )
 
 
-def _at(config: TrainConfig, key: str) -> int | float | None:
-    """The number at a dotted key, None where its section is absent."""
-    value: object = config
+def _at(config: TrainConfig, key: str) -> Any:
+    """The value at a dotted key, None where its section is absent."""
+    value: Any = config
     for part in key.split("."):
         value = getattr(value, part, None)
-    assert value is None or isinstance(value, int | float)
     return value

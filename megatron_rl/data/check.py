@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import track
 
-from megatron_rl.config.loader import parse_overrides
+from megatron_rl.config.loader import parse_overrides, refusals
 from megatron_rl.config.schema import DataConfig
 from megatron_rl.data.problems import Problem, load_problems
-from megatron_rl.errors import InputError
 from verifiers.math import why_unreadable
 
 
@@ -23,11 +21,9 @@ def load_checked(path: Path, overrides: Sequence[str]) -> tuple[list[Problem], l
     Raises:
         InputError: an unknown key, a wrong value, or what `load_problems` raises.
     """
-    try:
+    with refusals(f"data check: {' '.join(overrides)}"):
         merged = OmegaConf.merge(OmegaConf.structured(DataConfig), parse_overrides(overrides), {"path": str(path)})
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise InputError(f"data check: {error.full_key or 'settings'}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, DataConfig)
     problems = load_problems(config)
     reasons = [

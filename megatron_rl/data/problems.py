@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_rl.config.schema import DataConfig, Domain
 from megatron_rl.errors import InputError
+from verifiers.code.compare import check_values
 
 THINK_END = "</think>"
 TEST_TYPES = ("stdin", "functional")
@@ -168,6 +169,11 @@ class _Row:
             raise InputError(f"{self.place}: {name}.testtype is {_shown(kind)}; it must be one of {list(TEST_TYPES)}")
         if kind == "functional" and fn_name is None:
             raise InputError(f"{self.place}: {name}.testtype is 'functional' but there is no column 'fn_name'; name it")
+        if kind == "functional":
+            try:
+                check_values(test["input"], test["output"])
+            except ValueError as error:
+                raise InputError(f"{self.place}: {name}: {error}; correct it or drop the line") from error
 
     def scalar(self, key: str) -> str:
         value = self.row.get(key)

@@ -23,10 +23,13 @@ STARTER_INSTRUCTION = "Solve the problem starting with the provided function hea
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a model folder; InputError if it has none."""
+    """The fast tokenizer of a model folder; InputError if it has none, or a damaged one."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of whatever kind: damaged files are not expected there
+        raise InputError(f"{folder}: its tokenizer cannot be read: {error!r}; restore its files") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{folder}: its tokenizer is a {type(tokenizer).__name__}; a tokenizer.json is needed")
     return tokenizer
@@ -45,20 +48,23 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerFast", problem: Problem) -> lis
     """Token ids of the prompt: the chat template without a system turn, ending in `<think>` and a line break.
 
     Raises:
-        InputError: the tokenizer has no chat template.
+        InputError: the tokenizer has no chat template, or a broken one.
     """
     if tokenizer.chat_template is None:
         raise InputError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template; use a model folder that holds one"
         )
     turns = [{"role": "user", "content": user_message(problem)}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
-    if text.endswith(THINK_START.rstrip()):
-        text += "\n"
-    elif not text.endswith(THINK_START):
-        text += THINK_START
-    return _encode(tokenizer, text)
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        if text.endswith(THINK_START.rstrip()):
+            text += "\n"
+        elif not text.endswith(THINK_START):
+            text += THINK_START
+        return _encode(tokenizer, text)
+    except Exception as error:  # a template is a program
+        raise InputError(f"{tokenizer.name_or_path}: its chat template fails: {error!r}; restore its files") from error
 
 
 def encode_response(tokenizer: "PreTrainedTokenizerFast", problem: Problem) -> list[int]:

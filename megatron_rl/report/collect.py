@@ -1,6 +1,5 @@
 """What a run folder holds, as plain data for the page: stages in order, their metrics and held-out figures."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 
 from megatron_rl.errors import InputError
-from megatron_rl.run_folder import RunFolder
+from megatron_rl.run_folder import RunFolder, read_object
 
 Json = dict[str, Any]
 
@@ -33,7 +32,7 @@ def collect_run(run_dir: Path) -> Json:
         "name": str(summary.get("name") or run_dir.resolve().name),
         "model": _model(stage_folders(run_dir)[0]),
         "backend": {key: value for key, value in backend.items() if value} if isinstance(backend, dict) else {},
-        "seconds": summary.get("seconds") or sum(stage["seconds"] for stage in stages),
+        "seconds": _number(summary.get("seconds")) or sum(stage["seconds"] for stage in stages),
         "stages": stages,
     }
 
@@ -65,17 +64,13 @@ def read_json_lines(path: Path) -> Iterator[Json]:
     Raises:
         InputError: another line that is no JSON object, with its number.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: not a file; remove it")
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 return
-            try:
-                record = json.loads(line, parse_constant=lambda _: None)
-            except ValueError as error:
-                raise InputError(f"{path}:{number}: not JSON ({error}); remove the line") from error
-            if not isinstance(record, dict):
-                raise InputError(f"{path}:{number}: a JSON object is expected, found {line[:40].strip()!r}")
-            yield record
+            yield read_object(line, f"{path}:{number}")
 
 
 def _has_metrics(folder: Path) -> bool:
@@ -84,25 +79,27 @@ def _has_metrics(folder: Path) -> bool:
 
 
 def _begin(folder: Path) -> tuple[float, str]:
-    return next(read_json_lines(RunFolder(folder).metrics)).get("time") or 0.0, folder.name
+    return _number(next(read_json_lines(RunFolder(folder).metrics)).get("time")) or 0.0, folder.name
 
 
 def _stage_order(run_dir: Path) -> list[str]:
     """Stage names as `pipeline.yaml` lists them, else as `summary.json` does; an entry is a name or has one."""
     pipeline = _read_yaml(run_dir / "pipeline.yaml")
-    stages = pipeline.get("stages") or _read_summary(run_dir).get("stages") or []
+    stages = _list(pipeline.get("stages")) or _list(_read_summary(run_dir).get("stages"))
     return [str(stage.get("name")) if isinstance(stage, dict) else Path(str(stage)).stem for stage in stages]
 
 
 def _collect_stage(folder: Path, pipeline_summary: Json) -> Json:
-    listed = {stage.get("name"): stage for stage in pipeline_summary.get("stages", []) if isinstance(stage, dict)}
-    summary = {**_read_summary(folder), **listed.get(folder.name, {})}
+    listed = [stage for stage in _list(pipeline_summary.get("stages")) if isinstance(stage, dict)]
+    summary = _read_summary(folder)
+    for stage in listed:
+        summary |= stage if stage.get("name") == folder.name else {}
     steps, series, seconds = _read_metrics(RunFolder(folder).metrics)
     return {
         "name": folder.name,
         "algorithm": str(_read_yaml(RunFolder(folder).config).get("algorithm", "")).lower(),
         "steps": max(steps),
-        "seconds": summary.get("seconds") or seconds,
+        "seconds": _number(summary.get("seconds")) or seconds,
         "accuracies": _accuracies(series, summary),
         "step": steps,
         "series": series,
@@ -118,7 +115,7 @@ def _read_metrics(path: Path) -> tuple[list[int], dict[str, list[float | None]],
         if not isinstance(step, int):
             raise InputError(f"{path}:{number}: no step; every line of metrics has one")
         rows.setdefault(step, {}).update(record)  # training and validation may log the same step apart
-        times += [time] if isinstance(time, int | float) else []
+        times += [at for at in [_number(time)] if at is not None]
     steps = sorted(rows)
     names = sorted({name for row in rows.values() for name in row})
     series = {name: [_rounded(rows[step].get(name)) for step in steps] for name in names}
@@ -127,7 +124,17 @@ def _read_metrics(path: Path) -> tuple[list[int], dict[str, list[float | None]],
 
 def _rounded(value: Any) -> float | None:
     """Nine significant digits: a mismatch of 1.000001 must show, what lies beyond only swells the file."""
-    return float(f"{value:.9g}") if isinstance(value, int | float) else None
+    number = _number(value)
+    return None if number is None else float(f"{number:.9g}")
+
+
+def _number(value: Any) -> float | None:
+    """`value` if it is one."""
+    return value if isinstance(value, int | float) and abs(value) < 1e300 else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _accuracies(series: dict[str, list[float | None]], summary: Json) -> list[Json]:
@@ -152,7 +159,9 @@ def _accuracies(series: dict[str, list[float | None]], summary: Json) -> list[Js
 
 
 def _model(folder: Path) -> str:
-    policy = _read_yaml(RunFolder(folder).config).get("policy") or {}
+    policy = _read_yaml(RunFolder(folder).config).get("policy")
+    if not isinstance(policy, dict):
+        return ""
     scratch = policy.get("from_scratch")
     if isinstance(scratch, dict):
         return f"Qwen2, {scratch.get('num_hidden_layers')} layers of {scratch.get('hidden_size')}, from scratch"
@@ -163,11 +172,7 @@ def _read_summary(folder: Path) -> Json:
     path = RunFolder(folder).summary
     if not path.is_file():
         return {}
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); remove it, the report does without") from error
-    return summary if isinstance(summary, dict) else {}
+    return read_object(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def _read_yaml(path: Path) -> Json:
@@ -175,7 +180,7 @@ def _read_yaml(path: Path) -> Json:
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not YAML ({' '.join(str(error).split())}); remove it, the report does without"
         ) from error

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from megatron_rl.logger import finite
 from megatron_rl.report.collect import collect_run, stage_folders
 from megatron_rl.report.samples import LIMITS, choose, read_samples, text_size
 
@@ -51,7 +52,7 @@ def _render(report: dict[str, Any]) -> str:
         "style": files.joinpath("page.css").read_text(encoding="utf-8"),
         "script": "\n".join(files.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS),
         "plotly": _packed_plotly(),
-        "report": _packed(json.dumps(report, allow_nan=False, separators=(",", ":"))),
+        "report": _packed(json.dumps(finite(report), allow_nan=False, separators=(",", ":"))),
     }
     page = files.joinpath("page.html").read_text(encoding="utf-8")
     for name, content in parts.items():

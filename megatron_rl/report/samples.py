@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_rl.errors import InputError
 from megatron_rl.report.collect import read_json_lines
 
 Sample = dict[str, Any]
@@ -62,8 +63,12 @@ def read_samples(folder: Path, stage: int) -> list[Sample]:
         InputError: a broken line, with its file and number.
     """
     paths = [path for path in sorted((folder / "samples").glob("*.jsonl")) if path.name.startswith(_FILES)]
-    records = (record for path in paths for record in read_json_lines(path))
-    samples = [{"stage": stage} | {field: _shortened(record.get(field)) for field in _FIELDS} for record in records]
+    samples = []
+    for path in paths:
+        for record in read_json_lines(path):
+            if not isinstance(record.get("step") or 0, int):
+                raise InputError(f"{path}: a sample's step is {record['step']!r:.80}, not a number; remove the line")
+            samples.append({"stage": stage} | {field: _shortened(record.get(field)) for field in _FIELDS})
     return sorted(samples, key=lambda sample: sample["step"] or 0)
 
 
@@ -100,6 +105,8 @@ def _spread(steps: Sequence[int], count: int) -> list[int]:
 
 
 def _shortened(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        value = str(value)
     if not isinstance(value, str) or len(value) <= _TEXT_HEAD + _TEXT_TAIL:
         return value
     left_out = len(value) - _TEXT_HEAD - _TEXT_TAIL

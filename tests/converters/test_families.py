@@ -123,7 +123,7 @@ def test_llamas_rope_scaling_is_read() -> None:
             {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             "partial_rotary_factor=0.5",
         ),
-        ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "rope factor=None is not a number"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "config.json: factor=None is not a positive number"),
         ("llama", {"rope_scaling": "llama3"}, "RoPE settings 'llama3'"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "RoPE settings {'full_attention'"),
         ("llama", {"rope_parameters": {"rope_theta": 1.0}}, "rope_parameters and rope_scaling say different things"),

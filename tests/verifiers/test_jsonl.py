@@ -145,7 +145,11 @@ def test_few_lines_are_in_memory_at_a_time_and_their_order_stays(
             "test 2: testtype 'x'",
         ),
         ("code", {"id": 1, "response": "", "tests": [{"input": "", "testtype": "stdin"}]}, "key 'output' must be"),
-        ("code", {"id": 1, "response": "", "tests": [{**STDIN_TEST, "testtype": "functional"}]}, "need key 'fn_name'"),
+        (
+            "code",
+            {"id": 1, "response": "", "tests": [{**STDIN_TEST, "testtype": "functional"}]},
+            "need key 'fn_name', or",
+        ),
         ("code", {"id": 1, "response": "", "tests": [STDIN_TEST], "fn_name": 5}, "key 'fn_name' must be a string"),
     ],
 )

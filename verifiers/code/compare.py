@@ -52,6 +52,19 @@ def parse_value(text: str) -> object:
         raise ValueError("JSON nested too deeply") from error
 
 
+def check_values(arguments: str, output: str) -> None:
+    """See that a functional test is one JSON value per line of its input, and one as its output.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for text in [*filter(str.strip, arguments.split("\n")), output]:
+        try:
+            parse_value(text)
+        except ValueError as error:
+            raise ValueError(f"{text!r:.40} is not JSON: {error}") from error
+
+
 def _parse_int(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= _INT_DIGITS else Decimal(digits)
 

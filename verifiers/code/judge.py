@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from verifiers.code.compare import parse_value, same_output, same_value
+from verifiers.code.compare import check_values, same_output, same_value
 from verifiers.code.extract import extract_program
 from verifiers.code.sandbox import Isolation, Outcome, Program, SandboxDied, SandboxError, current_sandbox
 from verifiers.isolation import IsolationLevel
@@ -75,7 +75,7 @@ def verify_code(
     start = time.monotonic()
     _check_seconds(timeout=timeout, budget=budget)
     _check_tests(tests)
-    function = _function_name(tests, fn_name, starter_code)
+    function = function_name(tests, fn_name, starter_code)
     program = extract_program(response)
     if program is None or not program.strip():
         return Result(Verdict.NO_ANSWER, None, time.monotonic() - start)
@@ -128,19 +128,25 @@ def _check_tests(tests: Sequence[Test]) -> None:
             raise ValueError(f"test {number}: testtype must be 'stdin' or 'functional', got {test['testtype']!r:.80}")
         if test["testtype"] == "functional":
             try:
-                for text in [*filter(str.strip, test["input"].split("\n")), test["output"]]:
-                    parse_value(text)
+                check_values(test["input"], test["output"])
             except ValueError as error:
-                raise ValueError(f"test {number}: not JSON: {error}") from error
+                raise ValueError(f"test {number}: {error}") from error
 
 
-def _function_name(tests: Sequence[Test], fn_name: str | None, starter_code: str | None) -> str | None:
+def function_name(tests: Sequence[Test], fn_name: str | None, starter_code: str | None) -> str | None:
+    """The function that functional tests call, None where there are none.
+
+    Raises:
+        ValueError: neither argument names it.
+    """
     if all(test["testtype"] == "stdin" for test in tests):
         return None
     names = _METHOD.findall(starter_code or "")
     name = fn_name or (names[-1] if names else None)
     if name is None:
-        raise ValueError("functional tests need fn_name, or starter_code that defines the function")
+        raise ValueError(
+            "functional tests need key 'fn_name', or 'starter_code' that defines the function; add one of them"
+        )
     return name
 
 
