@@ -116,6 +116,7 @@ def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel
     """Environment variables of a vLLM engine: on CUDA it has the GPUs from its leading rank's on, one per worker;
     without a GPU its workers share the cores `cpus` evenly."""
     common = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+    common |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}  # an engine's workers are all of this machine
     if device.type == "cuda":
         first = int(os.environ.get("LOCAL_RANK", "0"))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -84,7 +84,9 @@ def check_export(run: RunFolder, config: TrainConfig) -> dict[str, Any]:
     if config.validation.temperature != 0 or config.generation is None or not samples.is_file():
         return found
     tokenizer = load_tokenizer(run.hf)
-    model = AutoModelForCausalLM.from_pretrained(run.hf, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        run.hf, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).eval()
     problems = {problem.id: problem for problem in load_problems(config.validation.data[name])}
     records = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()][:_CHECKED_PROMPTS]
     matches = 0

@@ -38,7 +38,9 @@ def _tokens(folder: Path) -> list[int]:
 def _transformers(folder: Path) -> Tensor:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).eval()
     with torch.no_grad():
         logits: Tensor = model(torch.tensor([_tokens(folder)])).logits[0]
     return logits

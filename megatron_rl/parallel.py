@@ -15,6 +15,7 @@ from megatron_rl.device import DeviceSetup, setup_device
 from megatron_rl.errors import InputError, Preempted
 from megatron_rl.preemption import is_requested
 from megatron_rl.processes import die_with_parent
+from megatron_rl.sockets import bind_stores
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ def setup_parallel(config: TrainConfig) -> Parallel:
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.cluster.gpus_per_node))
     timeout = timedelta(minutes=config.cluster.timeout_minutes)
+    bind_stores()
     dist.init_process_group(device.collective_backend, timeout=timeout, rank=rank, world_size=world)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.policy.tensor_model_parallel_size,

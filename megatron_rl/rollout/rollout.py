@@ -20,6 +20,7 @@ from megatron_rl.processes import deadline
 from megatron_rl.rollout.queue import SampleQueue
 from megatron_rl.rollout.round import OnCount, Round
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
+from megatron_rl.sockets import LOOPBACK, tcp_store
 
 if TYPE_CHECKING:  # vLLM is imported only where there are engines
     from megatron_rl.rollout.engine import Engine
@@ -251,7 +252,7 @@ def _requests(prompt: int, tokens: Sequence[int], samples: int, seed: str) -> li
 
 def _shared_store(parallel: Parallel) -> dist.TCPStore:
     """A key-value store of the job, served by rank 0."""
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if parallel.is_main else None
+    host = os.environ.get("MASTER_ADDR", LOOPBACK)
+    store = tcp_store(host, 0, is_master=True, wait_for_workers=False) if parallel.is_main else None
     port = broadcast_object(store.port if store is not None else None)
-    return store or dist.TCPStore(host, port, is_master=False)
+    return store or tcp_store(host, port)

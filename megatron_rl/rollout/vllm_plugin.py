@@ -18,5 +18,7 @@ def register() -> None:
             factory.register_engine("shm", f"megatron_rl.rollout.{module}", name)
     if ENGINE_VARIABLE in os.environ:
         from megatron_rl.processes import die_with_parent
+        from megatron_rl.sockets import bind_stores
 
         die_with_parent()
+        bind_stores()

@@ -114,10 +114,13 @@ def main() -> None:
     healing = sync_with_a_death(rollout, parallel) if arguments["fault"] == "kill" else {}
     children: list[list[int]] = [[]] * parallel.world_size
     dist.all_gather_object(children, [child.pid for child in psutil.Process().children(recursive=True)])
+    listening: list[list[str]] = [[]] * parallel.world_size
+    dist.all_gather_object(listening, listening_addresses())
     if parallel.is_main:
         write_result(
             folder,
             {
+                "listening": listening,
                 "rounds": rounds,
                 "greedy": [sample.tokens for sample in greedy],
                 "greedy_version": sorted({sample.policy_version for sample in greedy}),
@@ -134,6 +137,15 @@ def main() -> None:
     rollout.close()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def listening_addresses() -> list[str]:
+    """Where this process and all that it started listen for TCP connections."""
+    here = psutil.Process()
+    connections = [
+        found for process in [here, *here.children(recursive=True)] for found in process.net_connections("tcp")
+    ]
+    return [found.laddr.ip for found in connections if found.status == psutil.CONN_LISTEN]
 
 
 def fp8_differences(source: QuantisedSource, whole: dict[str, Tensor]) -> list[str]:

@@ -3,6 +3,7 @@
 Launches at TP=2 with one engine and at DP=2 with two, ended properly, and one at PP=2 with two, whose rank 0 is killed.
 """
 
+import ipaddress
 import os
 import re
 import signal
@@ -75,6 +76,13 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_nothing_listens_where_another_machine_could_reach_it(launch: Launch) -> None:
+    addresses = [address for rank in launch.result["listening"] for address in rank]
+    print(addresses)
+    assert len(addresses) >= 3  # rank 0's two stores, and an engine's
+    assert all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
 
 
 @pytest.mark.parametrize("number", ROUNDS)
