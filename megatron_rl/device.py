@@ -2,9 +2,11 @@
 
 Megatron-Core names its device literally (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`,
 `torch.cuda.FloatTensor`). On a machine without a GPU `setup_device` maps these names to the CPU, once per process;
-on CUDA it patches nothing. This is the only place that patches another library.
+on CUDA it patches nothing of this. This is the only place that patches another library; the one other patch is
+`bind_stores`.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from megatron_rl.config.schema import Device, FP8Recipe, GenerationConfig
 from megatron_rl.errors import InputError
+from megatron_rl.sockets import LOOPBACK, is_loopback, tcp_store
 
 _FP8_CAPABILITY = {
     FP8Recipe.DELAYED: (8, 9),
@@ -83,6 +86,15 @@ def setup_device(requested: Device, local_rank: int) -> DeviceSetup:
     return DeviceSetup("cpu", "gloo", transformer_engine=False, weight_transfer="shm", engine_sleeps=False)
 
 
+def bind_stores() -> None:
+    """Have `init_process_group` serve its store at MASTER_ADDR's own address and, where that is of this machine only,
+    Gloo at that too: torch has no setting for it. Called before it, and again without effect."""
+    module: Any = importlib.import_module("torch.distributed.rendezvous")  # under its name there is a function, too
+    module.TCPStore = tcp_store
+    if is_loopback(os.environ.get("MASTER_ADDR", LOOPBACK)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
 def check_fp8(recipe: FP8Recipe, device: DeviceSetup) -> None:
     """Refuse FP8 products that this machine cannot make.
 
@@ -116,7 +128,7 @@ def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel
     """Environment variables of a vLLM engine: on CUDA it has the GPUs from its leading rank's on, one per worker;
     without a GPU its workers share the cores `cpus` evenly."""
     common = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
-    common |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}  # an engine's workers are all of this machine
+    common |= {"VLLM_HOST_IP": LOOPBACK, "GLOO_SOCKET_IFNAME": "lo"}  # an engine's workers are all of this machine
     if device.type == "cuda":
         first = int(os.environ.get("LOCAL_RANK", "0"))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

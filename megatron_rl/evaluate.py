@@ -150,9 +150,8 @@ def _join(config: EvaluationConfig) -> "Parallel":
     """This process's place in the job, or alone; Megatron has no part in it."""
     import torch.distributed as dist
 
-    from megatron_rl.device import setup_device
+    from megatron_rl.device import bind_stores, setup_device
     from megatron_rl.parallel import Parallel
-    from megatron_rl.sockets import bind_stores
 
     rank, world, local = (int(os.environ.get(key, default)) for key, default in _PLACE)
     device = setup_device(config.cluster.device, local)

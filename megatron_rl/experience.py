@@ -130,6 +130,7 @@ class ExperienceMaker:
         if self._pool is not None:
             self._pool.metrics()  # from here on
         begin = time.monotonic()
+        on_progress("generating", 0, total)
         self._rollout.generate(
             prompts,
             samples_per_prompt,

@@ -10,6 +10,7 @@ from megatron_rl.config.schema import TrainConfig
 from megatron_rl.data.problems import load_problems
 from megatron_rl.data.prompts import encode_prompt, load_tokenizer
 from megatron_rl.errors import RunStopped
+from megatron_rl.pulse import tick
 from megatron_rl.run_folder import RunFolder
 
 _CHECKED_PROMPTS = 16
@@ -59,11 +60,13 @@ class BackgroundExport:
         """
         if self._process is None:
             return
+        tick(allow=_DEADLINE_SECONDS)
         try:
             status = self._process.wait(_DEADLINE_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
+        tick()
         self._process = None
         if status != 0:
             raise RunStopped(f"the export to Hugging Face ended with status {status}; see {self._log}")

@@ -1,5 +1,6 @@
 """Starts the ranks of a run on this machine when neither `torchrun` nor Slurm has done so."""
 
+import math
 import os
 import re
 import signal
@@ -68,7 +69,8 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
         raise InputError(
             f"cluster.num_nodes={config.cluster.num_nodes}: start a run over several nodes with srun or torchrun"
         )
-    logs = RunFolder(Path(config.run_dir)).logs
+    run = RunFolder(Path(config.run_dir))
+    logs = run.logs
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         keeper = subprocess.Popen(_KEEPER, stdin=subprocess.PIPE, process_group=0)
@@ -87,7 +89,7 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
                     process_group=keeper.pid,
                 )
             )
-        return _wait(ranks, logs)
+        return _wait(ranks, run, config.cluster.timeout_minutes * 60)
 
 
 @contextmanager
@@ -117,17 +119,28 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     return _QUIET | os.environ | own
 
 
-def _wait(ranks: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
+def _wait(ranks: Sequence["subprocess.Popen[bytes]"], run: RunFolder, limit: float) -> int:
+    """Until all ranks have ended; one that does not within `limit` seconds of another's good end hangs."""
+    first_end = math.inf
     while True:
         statuses = [rank.poll() for rank in ranks]
         for number, status in enumerate(statuses):
             if status not in (None, 0):
                 if number != 0 and status != RESTART_EXIT_CODE:
-                    print(f"megatron-rl: rank {number} failed; see {logs / f'rank_{number}.log'}", file=sys.stderr)
+                    print(f"megatron-rl: rank {number} failed; see {run.logs / f'rank_{number}.log'}", file=sys.stderr)
                 _wait_for_the_others(ranks)
+                is_frozen = status == RESTART_EXIT_CODE and ranks[0].poll() is None
+                if is_frozen and run.verdict.is_file():  # which rank 0, who speaks to the terminal, cannot tell
+                    print(f"megatron-rl: {run.verdict.read_text(encoding='utf-8')}", end="", file=sys.stderr)
                 return status if status > 0 else 128 - status
         if all(status == 0 for status in statuses):
             return 0
+        if 0 in statuses:
+            first_end = min(first_end, time.monotonic())
+        if time.monotonic() - first_end > limit:
+            late = ", ".join(str(number) for number, status in enumerate(statuses) if status is None)
+            print(f"megatron-rl: {limit:.0f} s after others had ended not yet: rank {late}", file=sys.stderr)
+            return RESTART_EXIT_CODE
         time.sleep(_POLL_SECONDS)
 
 

@@ -11,11 +11,11 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_rl.config.schema import TrainConfig
-from megatron_rl.device import DeviceSetup, setup_device
+from megatron_rl.device import DeviceSetup, bind_stores, setup_device
 from megatron_rl.errors import InputError, Preempted
 from megatron_rl.preemption import is_requested
 from megatron_rl.processes import die_with_parent
-from megatron_rl.sockets import bind_stores
+from megatron_rl.sockets import LOOPBACK, tcp_store
 
 T = TypeVar("T")
 
@@ -74,15 +74,17 @@ def setup_parallel(config: TrainConfig) -> Parallel:
     device = setup_device(config.cluster.device, int(os.environ["LOCAL_RANK"]))
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.cluster.gpus_per_node))
-    timeout = timedelta(minutes=config.cluster.timeout_minutes)
     bind_stores()
+    # The watch, which can tell who is missing, is to speak before a collective gives up.
+    minutes = config.cluster.timeout_minutes + config.cluster.heartbeat_timeout_seconds / 60
+    timeout = timedelta(minutes=minutes)
     dist.init_process_group(device.collective_backend, timeout=timeout, rank=rank, world_size=world)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.policy.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.policy.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=config.policy.virtual_pipeline_model_parallel_size,
         context_parallel_size=config.policy.context_parallel_size,
-        distributed_timeout_minutes=config.cluster.timeout_minutes,
+        distributed_timeout_minutes=minutes,
     )
     model_parallel_cuda_manual_seed(config.seed)
     return Parallel(
@@ -108,6 +110,14 @@ def broadcast_object(value: T | None, source: int = 0) -> T:
     received = box[0]
     assert received is not None
     return received
+
+
+def shared_store(parallel: Parallel) -> dist.TCPStore:
+    """A connection to a new key-value store of the job, served by rank 0; called by all ranks together."""
+    host = os.environ.get("MASTER_ADDR", LOOPBACK)
+    store = tcp_store(host, 0, is_master=True, wait_for_workers=False) if parallel.is_main else None
+    port = broadcast_object(store.port if store is not None else None)
+    return store or tcp_store(host, port)
 
 
 def any_rank(flag: bool) -> bool:

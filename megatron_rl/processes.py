@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from megatron_rl.errors import RESTART_EXIT_CODE
+from megatron_rl.pulse import tick
 
 _PR_SET_PDEATHSIG = 1
 
@@ -34,7 +35,9 @@ def deadline(seconds: float, waiting_for: str) -> Iterator[None]:
     timer = threading.Timer(seconds, expire)
     timer.daemon = True
     timer.start()
+    tick(allow=seconds)
     try:
         yield
     finally:
         timer.cancel()
+        tick()

@@ -55,6 +55,16 @@ class RunFolder:
         """Samples and verdicts of the steps since the last checkpoint."""
         return self.path / "journal"
 
+    @property
+    def stacks(self) -> Path:
+        """Where every rank stood when the watch of the ranks ended the run."""
+        return self.logs / "stacks"
+
+    @property
+    def verdict(self) -> Path:
+        """Why it did, on one line."""
+        return self.stacks / "verdict.txt"
+
     def samples(self, name: str) -> Path:
         """Sampled responses of a step, `step_N`, or of a validation, `validation_SET_step_N`; or those that a guard
         refused, `GUARD_step_N`."""

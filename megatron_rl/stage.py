@@ -35,8 +35,10 @@ from megatron_rl.policy.kernels import kernels_in_use
 from megatron_rl.policy.model import Architecture
 from megatron_rl.policy.policy import Policy
 from megatron_rl.progress import Progress
+from megatron_rl.pulse import tick
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.run_folder import RunFolder, find_checkpoint
+from megatron_rl.watchdog import watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Stage:
 
     def show(self, phase: str, done: int | None = None, total: int | None = None) -> None:
         """Show what the stage is doing."""
+        tick(phase)
         if self.progress is not None:
             self.progress.phase(phase, done, total)
 
@@ -140,6 +143,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
     with ExitStack() as stack:
         parallel = setup_parallel(config)
         stack.callback(dist.destroy_process_group)
+        stack.enter_context(watch(parallel, run, config.cluster))
         folder = _model_folder(config, run, parallel)
         tokenizer = load_tokenizer(folder)
         train_set, responses = _training_data(config, tokenizer)

@@ -39,6 +39,8 @@ def loaded_by(module: str) -> set[str]:
         ("megatron_rl.pipeline", HEAVY),
         ("megatron_rl.run_folder", HEAVY),
         ("megatron_rl.processes", HEAVY),
+        ("megatron_rl.pulse", HEAVY),
+        ("megatron_rl.watchdog", {"vllm", "transformers"}),
         ("megatron_rl.rollout.vllm_plugin", HEAVY),
         ("megatron_rl.rollout.samples", HEAVY),
         ("megatron_rl.algorithms.advantages", HEAVY),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_rl.launcher import take_rank
+from megatron_rl.launcher import _wait, take_rank
 from megatron_rl.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +72,18 @@ def test_a_step_of_one_task_starts_its_own_ranks(task: pytest.MonkeyPatch) -> No
 def test_a_batch_script_is_no_rank(task: pytest.MonkeyPatch) -> None:
     task.delenv("SLURM_STEP_NUM_TASKS")
     assert not take_rank()
+
+
+def test_a_rank_that_does_not_end_when_the_others_have_is_not_waited_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ranks = [subprocess.Popen(["sleep", seconds]) for seconds in ("0", "60")]
+    try:
+        assert _wait(ranks, RunFolder(tmp_path), limit=1.0) == 75
+        assert "1 s after others had ended not yet: rank 1" in capfd.readouterr().err
+    finally:
+        ranks[1].kill()
+        ranks[1].wait()
 
 
 # Preemption ---------------------------------------------------------------------------------------------------------

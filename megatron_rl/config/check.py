@@ -51,6 +51,7 @@ _ABOVE_ONE = {
 _LISTS = {"generation.temperature_by_epoch": float, "policy.from_scratch.tokenizer_data": str}
 """OmegaConf does not look into lists."""
 _SECONDS = (
+    ("cluster", "heartbeat_timeout_seconds"),
     ("verifier", "code_timeout_seconds"),
     ("verifier", "code_budget_seconds"),
     ("generation", "engine_stall_seconds"),

@@ -83,7 +83,9 @@ class ClusterConfig:
     """Megatron ranks per node: one per GPU, or that many processes on a machine without one."""
     device: Device = Device.AUTO
     timeout_minutes: int = 30
-    """Deadline of every collective and of every wait between ranks."""
+    """Deadline of every wait between ranks: one that makes no progress for so long is named, and the run ends."""
+    heartbeat_timeout_seconds: float = 120.0
+    """A rank that gives no sign for so long, its process stopped or its host gone, is named, and the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

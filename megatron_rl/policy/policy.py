@@ -40,6 +40,7 @@ from megatron_rl.policy.model import (
 )
 from megatron_rl.policy.optimizer_shards import sharded_optimizer_state
 from megatron_rl.policy.packing import PACKING_METRICS
+from megatron_rl.pulse import tick
 
 _FP8_MULTIPLE = 128
 """Tokens of one rank's matrix products come in multiples of a scaling block (Transformer Engine)."""
@@ -309,6 +310,7 @@ def _share(config: PolicyConfig, parallel: Parallel) -> Share:
 
 
 def _forward_step(data_iterator: Iterator[MicroBatch], model: torch.nn.Module, loss: TokenLoss) -> tuple[Any, Any]:
+    tick()
     batch = next(data_iterator)
     packing = PackedSeqParams(
         qkv_format="thd",

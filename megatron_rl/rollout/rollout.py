@@ -1,6 +1,5 @@
 """The job's engines as one: weights in, prompts out of one queue, samples as they end, a new engine where one dies."""
 
-import os
 import random
 import sys
 import time
@@ -14,13 +13,12 @@ import torch.distributed as dist
 from converters.model import HFExport
 from megatron_rl.config.schema import GenerationConfig, Precision
 from megatron_rl.errors import EngineDied, InputError, RunStopped
-from megatron_rl.parallel import Parallel, any_rank, broadcast_object
+from megatron_rl.parallel import Parallel, any_rank, shared_store
 from megatron_rl.preemption import is_requested
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.queue import SampleQueue
 from megatron_rl.rollout.round import OnCount, Round
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
-from megatron_rl.sockets import LOOPBACK, tcp_store
 
 if TYPE_CHECKING:  # vLLM is imported only where there are engines
     from megatron_rl.rollout.engine import Engine
@@ -63,7 +61,7 @@ class Rollout:
         self._died_at: float | None = None
         self._restarts_of_version = 0
         self._recoveries: list[float] = []
-        self._store = _shared_store(parallel)
+        self._store = shared_store(parallel)
         self._round = 0
         self._asleep = False
         if self.leads:
@@ -248,11 +246,3 @@ def _requests(prompt: int, tokens: Sequence[int], samples: int, seed: str) -> li
         SampleRequest(prompt, i, tuple(tokens), random.Random(f"{seed}/{prompt}/{i}").getrandbits(31))
         for i in range(samples)
     ]
-
-
-def _shared_store(parallel: Parallel) -> dist.TCPStore:
-    """A key-value store of the job, served by rank 0."""
-    host = os.environ.get("MASTER_ADDR", LOOPBACK)
-    store = tcp_store(host, 0, is_master=True, wait_for_workers=False) if parallel.is_main else None
-    port = broadcast_object(store.port if store is not None else None)
-    return store or tcp_store(host, port)

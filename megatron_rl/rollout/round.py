@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from megatron_rl.pulse import await_others, tick
 from megatron_rl.rollout.queue import SampleQueue
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
 
@@ -51,7 +52,7 @@ class Round:
         """
         engine = self._engine
         if engine is None:
-            time.sleep(_IDLE_SECONDS)
+            await_others(_IDLE_SECONDS)
             return []
         if self._hand:
             with engine.held():
@@ -60,8 +61,9 @@ class Round:
         while len(engine.in_flight) < self._capacity and (number := self._queue.draw()) is not None:
             engine.add(self._requests[number], self._sampling)
         if not engine.in_flight:
-            time.sleep(_IDLE_SECONDS)
+            await_others(_IDLE_SECONDS)
             return []
+        tick()
         return engine.step()
 
     def finish(self, count: int) -> None:

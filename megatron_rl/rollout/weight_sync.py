@@ -14,6 +14,7 @@ from converters.fp8 import fp8_plan, quantise
 from converters.model import HFExport
 from megatron_rl.errors import InputError
 from megatron_rl.parallel import Parallel
+from megatron_rl.pulse import tick
 from megatron_rl.rollout.checksums import piece_checksum
 from megatron_rl.rollout.shm_sender import ShmTrainerInitInfo
 from megatron_rl.rollout.vllm_plugin import register
@@ -34,7 +35,9 @@ class PolicySource(WeightSource):
         return [ParamMeta(name, dtype, shape) for name, (dtype, shape) in self._export.plan().items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self._export)
+        for pair in self._export:
+            tick()
+            yield pair
 
     def units(self) -> list[list[ParamMeta]]:
         """The tensors in order, those together that the engine needs at once."""
@@ -48,6 +51,7 @@ class PolicySource(WeightSource):
         Returns:
             What they add to the checksum of each tensor; nothing without `with_checksums`.
         """
+        tick()
         sums, first = [], 0
         for place in self._units[unit]:
             parts = tensors[first : first + len(self._export.tensors(place))]
@@ -73,6 +77,7 @@ class QuantisedSource(WeightSource):
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._export:
+            tick()
             yield from quantise(name, tensor)
 
 

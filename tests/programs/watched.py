@@ -1,0 +1,85 @@
+"""Ranks that sum up a number step by step, watched by each other; no policy, no engine.
+
+Arguments: `frozen_seconds`, `stuck_seconds`, `fault` (what rank 1 does in the third step):
+
+- `loop`: it never comes back from a function in Python;
+- `native`: nor from one that holds the interpreter's lock;
+- `other`: it waits for something else than the others do;
+- `patient`: for longer than `stuck_seconds` it waits with a deadline of its own, then for rank 0, which makes progress;
+  all end well.
+
+Rank 0's result: the pids.
+"""
+
+import ctypes
+import os
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ranks import read_arguments, write_result
+from tiny import train_config
+
+from megatron_rl.parallel import setup_parallel
+from megatron_rl.processes import deadline
+from megatron_rl.pulse import await_others, tick
+from megatron_rl.run_folder import RunFolder
+from megatron_rl.watchdog import watch
+
+
+def spin() -> None:
+    while True:
+        sum(range(1000))
+
+
+def be_patient(rank: int, seconds: float) -> None:
+    """Neither rank makes progress for long; then only rank 0 does."""
+    with deadline(10 * seconds, "nothing"):
+        time.sleep(2 * seconds)
+    limit = time.monotonic() + 2 * seconds
+    while time.monotonic() < limit:
+        if rank == 0:
+            tick()
+            time.sleep(0.05)
+        else:
+            await_others(0.05)
+
+
+def third_step(fault: str, rank: int, arguments: dict[str, Any]) -> None:
+    if fault == "patient":
+        be_patient(rank, arguments["stuck_seconds"])
+    elif rank == 1 and fault == "loop":
+        spin()
+    elif rank == 1 and fault == "native":
+        ctypes.PyDLL(None).sleep(1000)
+    elif rank == 1 and fault == "other":
+        dist.recv(torch.zeros(1), src=0)
+
+
+def main() -> None:
+    arguments, folder = read_arguments()
+    parallel = setup_parallel(train_config("unused", cluster__gpus_per_node=2))
+    cluster = replace(
+        train_config("unused").cluster,
+        heartbeat_timeout_seconds=arguments["frozen_seconds"],
+        timeout_minutes=arguments["stuck_seconds"] / 60,
+    )
+    with watch(parallel, RunFolder(folder / "run"), cluster):
+        pids = [0, 0]
+        dist.all_gather_object(pids, os.getpid())
+        if parallel.is_main:
+            write_result(folder, pids)
+        for step in range(6):
+            tick("summing")
+            if step == 2:
+                third_step(arguments["fault"], parallel.rank, arguments)
+            dist.all_reduce(torch.ones(1))
+            time.sleep(0.2)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
