@@ -53,7 +53,7 @@ def stand() -> tuple[str, str]:
         module = frame.f_globals.get("__name__") or ""
         if module == _COLLECTIVES:
             waits_in, place = frame.f_code.co_name, ""
-        elif not place and module.partition(".")[0] in _OURS:
+        elif not place and module.partition(".")[0] in _OURS and module != __name__:
             place = _name(frame)
         frame = frame.f_back
     return waits_in or _waits_in, place or innermost

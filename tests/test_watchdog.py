@@ -139,7 +139,7 @@ def statuses_of(fault: str, folder: Path) -> list[int]:
         while job.processes[0].poll() is None:
             assert time.monotonic() < limit, "a silent hang"
             time.sleep(0.1)
-        time.sleep(2.0)
+        eventually(lambda: job.processes[1].poll() is not None, seconds=15.0)
     return [process.returncode for process in job.processes]
 
 
