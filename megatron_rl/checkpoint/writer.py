@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from converters.hf_config import HF_FILES
 from converters.hf_folder import copy_other_files
 from converters.manifest import MANIFEST, FileEntry, file_entries
+from megatron_rl import pulse
 from megatron_rl.checkpoint.background import BackgroundWrite
 from megatron_rl.checkpoint.reader import HISTORY, Manifest
 from megatron_rl.errors import RunStopped
@@ -107,6 +108,7 @@ class CheckpointWriter:
         final = self._run.checkpoint(pending.manifest.step)
         folder = _temporary(final)
         with self._refusals(final, together=True):
+            pulse.tick(allow=self._timeout_seconds)
             written = pending.write.wait(self._timeout_seconds)
         with self._refusals(final):
             for finalize in pending.request.finalize_fns:
