@@ -2,9 +2,10 @@
 
     python benchmarks/checkpoint.py [--rounds 5] [--layers 8] [--folder DIR]
 
-A model with fp32 weights and Adam's moments on one rank. In turns: saved by Megatron's own synchronous `save`; saved
-beside the training, which goes on meanwhile; and the same bytes written to one file, with fsync. Training stands still
-for the snapshot at the beginning and for manifest and name at the end. The last line on standard output is JSON.
+A model with fp32 weights and Adam's moments on one rank. In turns: saved by Megatron alone, synchronously, in its
+reshardable form; by us, waited for; by us, beside the training, which goes on meanwhile; and the same bytes written to
+one file, with fsync. Training stands still for the snapshot at the beginning and for manifest and name at the end. The
+last line on standard output is JSON.
 """
 
 import argparse
@@ -33,11 +34,12 @@ from megatron_rl.config.loader import to_config
 from megatron_rl.launcher import free_port
 from megatron_rl.parallel import Parallel, setup_parallel
 from megatron_rl.policy.batch import TrainSequence
-from megatron_rl.policy.model import Architecture
+from megatron_rl.policy.model import Architecture, sharded_weights
 from megatron_rl.policy.policy import Policy
 from megatron_rl.run_folder import RunFolder
 
 MAX_STALL, VOCABULARY = 0.10, 8192
+METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def make_model_folder(folder: Path, layers: int) -> None:
@@ -91,7 +93,16 @@ def train(policy: Policy) -> None:
 def by_megatron(policy: Policy, folder: Path) -> dict[str, float]:
     begin = time.monotonic()
     folder.mkdir()
-    dist_checkpointing.save(policy.sharded_state(with_optimizer=True), str(folder))
+    weights = sharded_weights(policy.chunks, METADATA)
+    optimizer = policy.optimizer.sharded_state_dict(weights, metadata=METADATA)
+    dist_checkpointing.save({"model": weights, "optimizer": optimizer}, str(folder))
+    return {"seconds": time.monotonic() - begin}
+
+
+def waited_for(policy: Policy, writer: CheckpointWriter, model: Path) -> dict[str, float]:
+    begin = time.monotonic()
+    writer.start(policy, 1, 1, model)
+    writer.finish()
     return {"seconds": time.monotonic() - begin}
 
 
@@ -133,13 +144,14 @@ def measure(folder: Path, layers: int, rounds: int, console: Console) -> dict[st
     make_model_folder(model, layers)
     policy, parallel = make_policy(model)
     writer, content = CheckpointWriter(run, parallel), os.urandom(1 << 26)
-    found: dict[str, list[dict[str, float]]] = {"megatron": [], "ours": [], "plain": []}
+    found: dict[str, list[dict[str, float]]] = {"megatron": [], "waited_for": [], "beside_training": [], "plain": []}
     num_bytes = 0
     for number in range(rounds + 1):
         with console.status(f"round {number} of {rounds}"):
             took = {"megatron": by_megatron(policy, folder / "megatron")}
             shutil.rmtree(folder / "megatron")
-            took["ours"] = beside_training(policy, writer, model)
+            took["waited_for"] = waited_for(policy, writer, model)
+            took["beside_training"] = beside_training(policy, writer, model)
             num_bytes = size_of(run.checkpoint(1))
             shutil.rmtree(run.checkpoint(1))
             took["plain"] = plainly(folder / "plain", content, num_bytes)
@@ -152,21 +164,19 @@ def measure(folder: Path, layers: int, rounds: int, console: Console) -> dict[st
         name: {key: round(statistics.median(x[key] for x in values), 3) for key in values[0]}
         for name, values in found.items()
     }
-    stall = statistics.median(
-        ours["stall_seconds"] / megatron["seconds"]
-        for ours, megatron in zip(found["ours"], found["megatron"], strict=True)
-    )
-    speed = statistics.median(
-        plain["seconds"] / ours["seconds"] for plain, ours in zip(found["plain"], found["ours"], strict=True)
-    )
+
+    def ratio(system: str, key: str, to: str) -> float:
+        pairs = zip(found[system], found[to], strict=True)
+        return round(statistics.median(one[key] / other["seconds"] for one, other in pairs), 3)
+
     return {
         "gigabytes": round(num_bytes / 1e9, 3),
         "rounds": rounds,
         **medians,
-        "stall_of_synchronous": round(stall, 3),
-        "bandwidth_of_plain_write": round(speed, 3),
-        "gb_per_second": round(num_bytes / 1e9 / medians["ours"]["seconds"], 3),
-        "gb_per_second_plain": round(num_bytes / 1e9 / medians["plain"]["seconds"], 3),
+        "stall_of_waited_for": ratio("beside_training", "stall_seconds", "waited_for"),
+        "stall_of_megatron": ratio("beside_training", "stall_seconds", "megatron"),
+        "seconds_of_plain_write": ratio("waited_for", "seconds", "plain"),
+        "gb_per_second": {name: round(num_bytes / 1e9 / medians[name]["seconds"], 3) for name in medians},
     }
 
 
@@ -180,14 +190,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         result = measure(Path(scratch), arguments.layers, arguments.rounds, console)
     table = Table("", "seconds", "training stands still")
-    table.add_row("Megatron, synchronous", *[str(result["megatron"]["seconds"])] * 2)
-    table.add_row("ours, beside training", str(result["ours"]["seconds"]), str(result["ours"]["stall_seconds"]))
-    table.add_row("the same bytes to a file", str(result["plain"]["seconds"]), "")
+    for name, seconds in ((name, result[name]) for name in ("megatron", "waited_for", "beside_training", "plain")):
+        stall = "" if name == "plain" else str(seconds.get("stall_seconds", seconds["seconds"]))
+        table.add_row(name.replace("_", " "), str(seconds["seconds"]), stall)
     console.print(table)
-    target = {"name": "stall / synchronous", "target": MAX_STALL, "measured": result["stall_of_synchronous"]}
+    measured = result["stall_of_waited_for"]
+    target = {"name": "stall / the same save waited for", "target": MAX_STALL, "measured": measured}
     versions = {name: version(name) for name in ("torch", "megatron-core")}
     output = {"benchmark": "checkpoint", "versions": versions, **result, "targets": [target]}
-    print(json.dumps(output | {"targets_met": result["stall_of_synchronous"] < MAX_STALL}))
+    print(json.dumps(output | {"targets_met": measured < MAX_STALL}))
 
 
 if __name__ == "__main__":

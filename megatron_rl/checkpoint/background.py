@@ -7,6 +7,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 from converters.manifest import FileEntry, file_entry
@@ -65,6 +68,18 @@ class BackgroundWrite:
         if self._process is not None:
             self._process.kill()
             self._process.join()
+
+
+def without_clones(state: dict[str, Any]) -> dict[str, Any]:
+    """The same sharded state, in the same memory, of which Megatron makes no copies: it would of what is a part of a
+    larger storage, but a fork has a snapshot of that, too."""
+    apply_factories(state)
+    for entry in nested_values(state):
+        if isinstance(entry, ShardedTensor) and entry.data.device.type == "cpu" and entry.data.is_contiguous():
+            flat = entry.data.detach().view(-1)
+            own = torch.from_numpy(flat.view(torch.uint8).numpy())  # a storage of exactly these bytes
+            entry.data = own.view(entry.dtype).view(entry.data.shape)
+    return state
 
 
 def _write(write: Callable[..., None], arguments: Sequence[Any], sending: Connection) -> None:

@@ -20,7 +20,7 @@ from converters.hf_config import HF_FILES
 from converters.hf_folder import copy_other_files
 from converters.manifest import MANIFEST, FileEntry, file_entries
 from megatron_rl import pulse
-from megatron_rl.checkpoint.background import BackgroundWrite
+from megatron_rl.checkpoint.background import BackgroundWrite, without_clones
 from megatron_rl.checkpoint.reader import HISTORY, Manifest
 from megatron_rl.errors import RunStopped
 from megatron_rl.parallel import Parallel, any_rank
@@ -88,7 +88,9 @@ class CheckpointWriter:
                 write_json(folder / HISTORY, dict(history))
         with self._refusals(final):
             state = policy.sharded_state(with_optimizer=True, with_scaling=policy.has_scaling)
-            request = dist_checkpointing.save(state, str(folder), self._strategy, async_sharded_save=True)
+            request = dist_checkpointing.save(
+                without_clones(state), str(folder), self._strategy, async_sharded_save=True
+            )
         manifest = Manifest(step, seed, self._parallel.layout, policy.has_scaling)
         self._pending = _Pending(manifest, request, BackgroundWrite(request))
 
