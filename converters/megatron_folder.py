@@ -169,7 +169,9 @@ class MegatronReader:
         try:
             values = item[_payload(item, size) :][:size]
         except (zipfile.BadZipFile, ValueError) as error:
-            raise _damaged(self.folder / stored.file, f"byte {stored.offset}: {error}") from error
+            raise ConversionError(
+                f"{self.folder / stored.file}: damaged at byte {stored.offset} ({error}); restore it from a copy"
+            ) from error
         data = torch.frombuffer(values, dtype=torch.uint8)
         if data.data_ptr() % dtype.itemsize:
             data = data.clone()

@@ -164,5 +164,5 @@ def test_data_check_lists_references_that_cannot_be_read(tmp_path: Path) -> None
     file.write_text("".join(json.dumps(row) + "\n" for row in (rows[0], rows[1], rows[3])))
     done = megatron_rl("data", "check", file, "prompt_key=question")
     assert (done.returncode, done.stdout) == (0, f"{file}: 3 problems, every reference can be read\n")
-    refused("Key 'answerkey' not in", "data", "check", file, "answerkey=x")
+    refused("unknown key 'answerkey'; did you mean 'answer_key'?", "data", "check", file, "answerkey=x")
     refused("no column 'prompt'", "data", "check", file)
