@@ -12,6 +12,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
 from converters.manifest import DamagedCheckpoint, check_files, read_manifest
+from converters.megatron_folder import read_metadata
 from megatron_rl.errors import InputError
 from megatron_rl.policy.policy import Policy
 from megatron_rl.run_folder import RunFolder
@@ -107,10 +108,12 @@ def load_weights(checkpoint: Path, policy: Policy) -> None:
 
     Raises:
         InputError: the checkpoint is damaged, or of a model of other sizes.
+        ConversionError: its `.metadata` holds what has no place there.
     """
     damage = find_damage(checkpoint)
     if damage is not None:
         raise InputError(f"{damage}; set policy.from_checkpoint to another checkpoint, or copy this one anew")
+    read_metadata(checkpoint)  # Megatron unpickles it, whatever it holds: it may be a stranger's
     try:
         state = dist_checkpointing.load(policy.sharded_state(with_optimizer=False), str(checkpoint))
     except (CheckpointingException, RuntimeError) as error:
