@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from malformed import Reader, damaged, fuzz, malformed_json, put
 from tiny import train_config
 
-from converters.hf_config import MANIFEST
+from converters.manifest import MANIFEST, check_files, file_entries, read_manifest
 from megatron_rl.logger import MetricsLogger
 from megatron_rl.model_card import model_card
 from megatron_rl.report import write_report
@@ -100,6 +100,28 @@ def test_odd_checkpoint_folders_are_refused_in_one_line_or_passed_over(run: RunF
 
     reads()
     assert min(reader.refused, reader.taken) > 5
+
+
+def test_a_checkpoint_whose_manifest_or_files_are_malformed_is_refused_in_one_line(run: RunFolder) -> None:
+    reader, folder = Reader(), run.checkpoint(2)
+    files = {"a.distcp": b"some bytes" * 9, "history.json": b"{}"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    manifest = {"step": 2, "seed": 1, "layout": {"tp": 1}, "files": file_entries(folder, files)}
+    whole = {"a.distcp": files["a.distcp"], MANIFEST: json.dumps(manifest).encode()}
+    malformed = {"a.distcp": damaged(whole["a.distcp"]), MANIFEST: malformed_json(manifest)}
+
+    @fuzz(80)
+    @given(st.one_of(*(st.tuples(st.just(name), st.one_of(text, st.just(None))) for name, text in malformed.items())))
+    def reads(changed: tuple[str, bytes | None]) -> None:
+        name, content = changed
+        put(folder / name, content)
+        with reader.reads(folder):
+            check_files(folder, read_manifest(folder).get("files", {}))
+        put(folder / name, whole[name])
+
+    reads()
+    assert min(reader.refused, reader.taken) > 10
 
 
 def test_a_report_of_malformed_files_is_refused_in_one_line_or_made(run: RunFolder, tmp_path: Path) -> None:
