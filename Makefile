@@ -6,7 +6,7 @@ LONG ?= long
 INSTALLED := $(VENV)/.installed
 LAUNCH_INSTALLED := $(VENV)-launch/.installed
 
-.PHONY: help demo test test-long lint lock clean
+.PHONY: help demo test test-long chaos lint lock clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,9 @@ test: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the tests (ten to twenty minutes 
 
 test-long: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the demo and what it promises, a real Slurm (an hour).
 	$(BIN)/python -m pytest -m "$(LONG)"
+
+chaos: $(INSTALLED)  ## Kill processes of a small pipeline at random moments. Options: KILLS=50 (an hour)
+	$(BIN)/python -W ignore tests/chaos/chaos.py $(if $(KILLS),--kills $(KILLS))
 
 lint: $(INSTALLED)  ## ruff and mypy.
 	$(BIN)/ruff check .
