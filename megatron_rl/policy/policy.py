@@ -10,11 +10,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
@@ -23,9 +18,8 @@ from torch import Tensor
 from converters.hf_folder import HFReader
 from converters.model import HFExport, load_hf
 from megatron_rl.algorithms.losses import TokenLoss
-from megatron_rl.config.schema import FP8Recipe, OptimizerConfig, PolicyConfig, Precision
-from megatron_rl.device import DeviceSetup, check_fp8
-from megatron_rl.errors import InputError
+from megatron_rl.config.schema import FP8Recipe, PolicyConfig, Precision
+from megatron_rl.device import check_fp8
 from megatron_rl.parallel import Parallel
 from megatron_rl.policy.batch import MicroBatch, Share, TrainSequence, batch_metrics, micro_batches
 from megatron_rl.policy.flops import forward_flops
@@ -36,15 +30,22 @@ from megatron_rl.policy.model import (
     load_weights,
     model_groups,
     sharded_weights,
-    torch_dtype,
 )
-from megatron_rl.policy.optimizer_shards import sharded_optimizer_state
+from megatron_rl.policy.optimizer import (
+    CHECKPOINT_METADATA,
+    distributed_optimizer,
+    load_optimizer,
+    make_optimizer,
+    make_scheduler,
+    offload_state,
+    restore_state,
+    sharded_state,
+)
 from megatron_rl.policy.packing import PACKING_METRICS
 from megatron_rl.pulse import tick
 
 _FP8_MULTIPLE = 128
 """Tokens of one rank's matrix products come in multiples of a scaling block (Transformer Engine)."""
-_CHECKPOINT_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 StepCheck = Callable[[Mapping[str, float]], None]
 """Looks at the metrics of an update before it is made; an exception forbids it."""
@@ -69,8 +70,8 @@ class Policy:
             check_fp8(config.fp8.recipe, parallel.device)
         self.chunks = build_model(config, architecture, parallel, temperature)
         self._wrapped = _wrap(self.chunks, config, parallel)
-        self.optimizer = _optimizer(config, self._wrapped, parallel.device)
-        self._scheduler = _scheduler(config.optimizer, self.optimizer)
+        self.optimizer = make_optimizer(config, self._wrapped, parallel.device)
+        self._scheduler = make_scheduler(config.optimizer, self.optimizer)
         self._is_offloaded = False
         self._reference: list[Tensor] = []
         self._share, self._cost = _share(config, parallel), forward_flops(architecture.shape)
@@ -106,7 +107,7 @@ class Policy:
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:
         """What Megatron's distributed optimizer steps with."""
-        return _distributed_optimizer(self.optimizer).optimizer
+        return distributed_optimizer(self.optimizer).optimizer
 
     def train_step(
         self, sequences: Sequence[TrainSequence], loss: TokenLoss, check: StepCheck | None = None
@@ -146,7 +147,7 @@ class Policy:
 
     def _clip_grads(self) -> float:
         """The norm of the gradients, which are clipped to `clip_grad`; 0 leaves them as they are."""
-        optimizer, limit = _distributed_optimizer(self.optimizer), self.config.optimizer.clip_grad
+        optimizer, limit = distributed_optimizer(self.optimizer), self.config.optimizer.clip_grad
         return float(optimizer.clip_grad_norm(limit) if limit > 0 else optimizer.get_grad_norm())
 
     def offload(self) -> None:
@@ -155,14 +156,14 @@ class Policy:
         if not self._is_offloaded:
             for chunk in self._wrapped:
                 chunk.offload_grad_buffers()
-            _offload_state(_distributed_optimizer(self.optimizer))
+            offload_state(distributed_optimizer(self.optimizer))
             self._is_offloaded = True
 
     def _bring_back(self) -> None:
         if self._is_offloaded:
             for chunk in self._wrapped:
                 chunk.restore_grad_buffers()
-            _restore_state(_distributed_optimizer(self.optimizer))
+            restore_state(distributed_optimizer(self.optimizer))
             self._is_offloaded = False
 
     @property
@@ -224,18 +225,9 @@ class Policy:
         self, with_optimizer: bool, is_loading: bool = False, with_scaling: bool = False
     ) -> dict[str, Any]:
         """State for `megatron.core.dist_checkpointing`, reshardable over TP, PP and DP."""
-        state: dict[str, Any] = {"model": sharded_weights(self.chunks, _CHECKPOINT_METADATA, with_scaling)}
+        state: dict[str, Any] = {"model": sharded_weights(self.chunks, CHECKPOINT_METADATA, with_scaling)}
         if with_optimizer:
-            # Megatron describes what it saves, or is about to load, by the state it has; a new optimizer has none yet.
-            inner = _distributed_optimizer(self.optimizer)
-            _make_first_moments(inner)
-            if is_loading:
-                state["optimizer"] = inner.sharded_state_dict(
-                    state["model"], is_loading=True, metadata=_CHECKPOINT_METADATA
-                )
-            else:
-                state["optimizer"] = sharded_optimizer_state(inner, state["model"])
-            _drop_classes(state["optimizer"]["optimizer"]["param_groups"])
+            state["optimizer"] = sharded_state(self.optimizer, state["model"], is_loading)
         return state
 
     def load_state(self, state: dict[str, Any], step: int) -> None:
@@ -245,7 +237,7 @@ class Policy:
         """
         load_weights(self.chunks, state["model"])
         if "optimizer" in state:
-            _load_optimizer(self.optimizer, state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
         else:
             self.optimizer.reload_model_params()
         self._scheduler.step(increment=step)
@@ -365,126 +357,3 @@ def _wrap(chunks: Sequence[PolicyModel], config: PolicyConfig, parallel: Paralle
         wrapped.append(DistributedDataParallel(chunk.config, ddp_config, module, disable_bucketing=number > 0))
         wrapped[-1].broadcast_params()
     return wrapped
-
-
-def _optimizer(config: PolicyConfig, chunks: list[DistributedDataParallel], device: DeviceSetup) -> MegatronOptimizer:
-    settings = config.optimizer
-    on_host = settings.optimizer_cpu_offload and device.type == "cuda"
-    moments = {"exp_avg_dtype": settings.exp_avg_dtype, "exp_avg_sq_dtype": settings.exp_avg_sq_dtype}
-    small = [key for key, precision in moments.items() if precision is Precision.BF16]
-    if small and not device.transformer_engine:
-        raise InputError(f"policy.optimizer.{small[0]}=bf16 needs Transformer Engine on a GPU; set it to fp32")
-    return get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=settings.lr,
-            min_lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.adam_beta1,
-            adam_beta2=settings.adam_beta2,
-            adam_eps=settings.adam_eps,
-            clip_grad=settings.clip_grad,
-            bf16=config.precision is Precision.BF16,
-            params_dtype=torch_dtype(config.precision),
-            use_distributed_optimizer=True,
-            optimizer_cpu_offload=on_host,
-            optimizer_offload_fraction=1.0,
-            # Megatron's word for main weights that the inner optimizer keeps. Whole ones: of the halves that it could
-            # keep instead, Megatron makes checkpoints that it cannot load.
-            use_precision_aware_optimizer=on_host or bool(small),
-            store_param_remainders=False,
-            **{key: torch_dtype(precision) for key, precision in moments.items()},
-        ),
-        chunks,
-    )
-
-
-def _distributed_optimizer(optimizer: MegatronOptimizer) -> DistributedOptimizer:
-    """The one optimizer of a dense model, out of Megatron's chain."""
-    (inner,) = getattr(optimizer, "chained_optimizers", [optimizer])
-    return inner
-
-
-def _offload_state(optimizer: DistributedOptimizer) -> None:
-    """Move all but the weights to the host's memory, where an optimizer that steps there has it already.
-
-    Megatron also moves, and so severs from the weights, parameters of the optimizer that are parts of them.
-    """
-    if isinstance(optimizer.optimizer, HybridDeviceOptimizer):
-        return
-    main_weights = {id(weight) for group in optimizer.shard_fp32_from_float16_groups for weight in group}
-    parameters = [parameter for group in optimizer.optimizer.param_groups for parameter in group["params"]]
-    parts = [(parameter, parameter.data) for parameter in parameters if id(parameter) not in main_weights]
-    optimizer.offload_to_cpu()
-    for parameter, part in parts:
-        parameter.data = part
-
-
-def _restore_state(optimizer: DistributedOptimizer) -> None:
-    if not isinstance(optimizer.optimizer, HybridDeviceOptimizer):
-        optimizer.restore_from_cpu()
-
-
-def _drop_classes(param_groups: list[dict[str, Any]]) -> None:
-    """An optimizer in the host's memory notes the classes that it is made of, with which no checkpoint can be read."""
-    for group in param_groups:
-        for key in [key for key, value in group.items() if isinstance(value, type)]:
-            del group[key]
-
-
-def _make_first_moments(optimizer: DistributedOptimizer) -> None:
-    """Those that an optimizer which has made no step starts from, and nothing else of a step."""
-    inner = optimizer.optimizer
-    if inner.state:
-        return
-    rates = [group["lr"] for group in inner.param_groups]
-    for group in inner.param_groups:
-        group["lr"] = 0.0
-    optimizer._init_optimizer_states_with_dummy_values()
-    for group, rate in zip(inner.param_groups, rates, strict=True):
-        group["lr"] = rate
-        for parameter in group["params"]:
-            parameter.grad = None
-    # The counter is the parameter's (torch) or the group's (Transformer Engine, apex).
-    for values in inner.state.values():
-        if "step" in values:
-            values["step"].zero_()
-    for group in inner.param_groups:
-        if "step" in group:
-            group["step"] = 0
-
-
-def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """`optimizer.load_state_dict(state)`, done so that it also works with torch's Adam.
-
-    That one keeps a step counter per parameter, for which Megatron's loading of the moments has no value (KeyError),
-    and which it fills with one tensor shared by all parameters, counted up once for each of them in every later step.
-    """
-    inner = _distributed_optimizer(optimizer)
-    moments = state.pop("param_state")
-    inner.load_state_dict(state)
-    steps = {id(values): values.pop("step") for values in inner.optimizer.state.values() if "step" in values}
-    inner.load_parameter_state_from_fully_reshardable(moments)
-    for values in inner.optimizer.state.values():
-        if id(values) in steps:
-            values["step"] = steps[id(values)].clone()
-    if isinstance(inner.optimizer, HybridDeviceOptimizer):
-        # It has taken the loaded tensors as they are: this rank's parts, as views that keep the whole in memory.
-        for values in inner.optimizer.state.values():
-            values |= {name: value.clone() for name, value in values.items()}
-
-
-def _scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
-    return OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0 if config.lr_warmup_steps else config.lr,
-        max_lr=config.lr,
-        min_lr=config.lr,
-        lr_warmup_steps=config.lr_warmup_steps,
-        lr_decay_steps=config.lr_warmup_steps + 1,
-        lr_decay_style="constant",
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
-        wd_incr_steps=0,
-        wd_incr_style="constant",
-    )

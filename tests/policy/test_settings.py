@@ -9,7 +9,7 @@ from megatron_rl.config.schema import FP8Recipe, PolicyConfig
 from megatron_rl.device import DeviceSetup
 from megatron_rl.errors import InputError
 from megatron_rl.policy.model import Architecture, TransformerConfig, transformer_config
-from megatron_rl.policy.policy import _optimizer
+from megatron_rl.policy.optimizer import make_optimizer
 
 CPU = DeviceSetup("cpu", "gloo", transformer_engine=False, weight_transfer="shm", engine_sleeps=False)
 GPU = DeviceSetup("cuda", "nccl", transformer_engine=True, weight_transfer="ipc", engine_sleeps=True)
@@ -68,4 +68,4 @@ def test_fp8_goes_with_recomputation(recipe: FP8Recipe, recompute: str) -> None:
 @pytest.mark.parametrize("key", ["exp_avg_dtype", "exp_avg_sq_dtype"])
 def test_small_moments_need_transformer_engine(key: str) -> None:
     with pytest.raises(InputError, match=f"^policy.optimizer.{key}=bf16 needs Transformer Engine on a GPU; .*$"):
-        _optimizer(policy(**{f"optimizer__{key}": "bf16"}), [], CPU)
+        make_optimizer(policy(**{f"optimizer__{key}": "bf16"}), [], CPU)

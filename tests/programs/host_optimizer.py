@@ -129,8 +129,8 @@ def main() -> None:
     torch.cuda.current_stream = lambda device=None: Stream()
     torch.cuda.current_device = lambda: "cuda"
     optimizer_config.is_te_min_version = lambda version: True
-    make = policy_module._optimizer
-    policy_module._optimizer = lambda config, chunks, device: make(config, chunks, GPU)
+    make = policy_module.make_optimizer
+    policy_module.make_optimizer = lambda config, chunks, device: make(config, chunks, GPU)
     metrics, left = {}, {}
     with PretendedGPU():
         for name, on_host in (("gpu", False), ("host", True)):
