@@ -2,8 +2,8 @@
 
 Megatron-Core names its device literally (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`,
 `torch.cuda.FloatTensor`). On a machine without a GPU `setup_device` maps these names to the CPU, once per process;
-on CUDA it patches nothing of this. This is the only place that patches another library; the one other patch is
-`bind_stores`.
+on CUDA it patches nothing of this. This is the only place that patches another library; the others of its patches are
+`bind_stores` and `keep_write_results`.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
@@ -93,6 +94,14 @@ def bind_stores() -> None:
     module.TCPStore = tcp_store
     if is_loopback(os.environ.get("MASTER_ADDR", LOOPBACK)):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def keep_write_results() -> None:
+    """Have what Megatron notes of a checkpoint's files stay in the process that wrote them, in place of a process that
+    Megatron would start to serve a queue, and that would live on where a rank is killed."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = SimpleQueue()
 
 
 def check_fp8(recipe: FP8Recipe, device: DeviceSetup) -> None:

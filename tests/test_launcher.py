@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from waiting import eventually
 
 from megatron_rl.launcher import _wait, take_rank
 from megatron_rl.run_folder import RunFolder
@@ -144,3 +146,19 @@ def test_a_run_told_to_stop_saves_and_the_same_command_carries_on(recipe: Path) 
     )
     assert train(recipe, f"sft.max_num_steps={steps + 1}").wait(PATIENCE_SECONDS) == 0
     assert [line["step"] for line in run.metric_lines()] == list(range(1, steps + 2))
+
+
+def test_a_rank_that_is_killed_leaves_nothing_running(recipe: Path) -> None:
+    """Without a launcher of ours, in the middle of a checkpoint or after it."""
+    run, one_rank = (
+        RunFolder(recipe.parent / "runs" / "cut"),
+        dict(zip(OF_TORCHRUN, ["0", "0", "1", "127.0.0.1", "0"], strict=True)),
+    )
+    overrides = ("cluster.gpus_per_node=1", "policy.tensor_model_parallel_size=1", "checkpointing.save_period=1")
+    command = [sys.executable, "-m", "megatron_rl", "train", str(recipe), *overrides]
+    process = subprocess.Popen(command, env=os.environ | one_rank | {"PYTHONPATH": str(ROOT)})
+    assert eventually(lambda: len(run.checkpoints()) > 0, PATIENCE_SECONDS)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(started, timeout=PATIENCE_SECONDS)[1] == []

@@ -15,6 +15,9 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from converters.manifest import FileEntry, file_entry
 from megatron_rl.processes import die_with_parent
 
+_BUCKETS, _RESULTS = 1, 2
+"""Of the arguments to Megatron's function that writes: what, and the queue for where it has come to lie."""
+
 
 class BackgroundWrite:
     """Carries out what Megatron planned to write, on a snapshot: this process may change its tensors at once.
@@ -24,13 +27,13 @@ class BackgroundWrite:
     """
 
     def __init__(self, request: AsyncRequest) -> None:
-        self._begin = time.monotonic()
+        self._begin, self._request = time.monotonic(), request
         self._process = None
         if request.async_fn is None:  # nothing to write on this rank
             return
         arguments = list(request.async_fn_args)
         if request.preload_fn is not None:
-            arguments[1] = request.preload_fn()
+            arguments[_BUCKETS] = request.preload_fn()
         fork = multiprocessing.get_context("fork")
         self._outcome, sending = fork.Pipe(duplex=False)
         self._process = fork.Process(target=_write, args=(request.async_fn, arguments, sending), name="checkpoint")
@@ -53,7 +56,7 @@ class BackgroundWrite:
             self.kill()
             raise TimeoutError(f"not written within {timeout_seconds:.0f} s")
         try:
-            outcome: dict[str, FileEntry] | str = self._outcome.recv()
+            outcome: tuple[Any, dict[str, FileEntry]] | str = self._outcome.recv()
         except EOFError:
             self._process.join()
             status = self._process.exitcode
@@ -61,7 +64,9 @@ class BackgroundWrite:
         self._process.join()
         if isinstance(outcome, str):
             raise OSError(outcome)
-        return outcome
+        places, entries = outcome
+        self._request.async_fn_args[_RESULTS].put(places)  # for Megatron to finish with
+        return entries
 
     def kill(self) -> None:
         """End it; what it wrote is worth nothing."""
@@ -86,7 +91,10 @@ def _write(write: Callable[..., None], arguments: Sequence[Any], sending: Connec
     die_with_parent()
     try:
         write(*arguments)
-        paths = [Path(path) for path, *_ in arguments[1]]
-        sending.send({path.name: file_entry(path) for path in paths})
+        places = arguments[_RESULTS].get_nowait()
+        if isinstance(places, Exception):
+            raise places
+        paths = [Path(path) for path, *_ in arguments[_BUCKETS]]
+        sending.send((places, {path.name: file_entry(path) for path in paths}))
     except Exception as error:
         sending.send(str(error))

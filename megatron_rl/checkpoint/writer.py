@@ -22,6 +22,7 @@ from converters.manifest import MANIFEST, FileEntry, file_entries
 from megatron_rl import pulse
 from megatron_rl.checkpoint.background import BackgroundWrite, without_clones
 from megatron_rl.checkpoint.reader import HISTORY, Manifest
+from megatron_rl.device import keep_write_results
 from megatron_rl.errors import RunStopped
 from megatron_rl.parallel import Parallel, any_rank
 from megatron_rl.policy.policy import Policy
@@ -55,6 +56,7 @@ class CheckpointWriter:
             get_default_save_sharded_strategy(), data_parallel, do_cache_distribution=True
         )
         self._pending: _Pending | None = None
+        keep_write_results()
 
     def start(
         self,

@@ -5,8 +5,8 @@
 First the pipeline is left alone: SFT at DP=2, math RL at TP=2, code RL at PP=2, a few steps each. Then any process of
 it (launcher, rank, engine, verifier, writer of a checkpoint, or what a library started) gets SIGKILL at a random
 moment of its life, and again, the command being given anew each time it ends, until it is done; then another one, until
-all kills are made. An engine's death ends the run here (`generation.max_engine_restarts=0`): a new one in its place,
-what a run has by default, finishes the samples with other neighbours, which may cost the last bit.
+all kills are made. An engine that is killed is replaced, and its samples are generated anew; that it was is the one
+metric that tells of it.
 """
 
 import argparse
@@ -36,6 +36,7 @@ STAGES = ("sft", "math", "code")
 BY_THE_CLOCK = (
     *("timing/", "memory/", "performance/", "time"),
     *("verify/seconds", "verify/latency", "verify/utilization", "verify/queue_length"),
+    "generation/engine_restarts",
 )
 SECONDS, PATIENCE_SECONDS = 1800.0, 30.0
 MOMENTS = 60.0
@@ -64,7 +65,6 @@ class Pipeline:
             settings[f"{stage}.grpo.max_num_steps"] = 4
             settings[f"{stage}.grpo.num_prompts_per_step"] = 16
             settings[f"{stage}.checkpointing.save_period"] = 2
-            settings[f"{stage}.generation.max_engine_restarts"] = 0
         settings |= {f"{stage}.validation.max_prompts": 16 for stage in STAGES}
         settings |= {"math.policy.from_checkpoint": sft}
         self.arguments = ["pipeline", str(RECIPES / "pipeline.yaml"), *(f"{k}={v}" for k, v in settings.items())]
