@@ -84,15 +84,17 @@ class CheckpointWriter:
             if self._parallel.is_main:
                 for left_behind in final.parent.glob(".step_*.tmp"):
                     shutil.rmtree(left_behind, ignore_errors=True)
-                (folder / HF_FILES).mkdir(parents=True)
-                copy_other_files(model, folder / HF_FILES)
-                (folder / "README.md").write_text(card, encoding="utf-8")
-                write_json(folder / HISTORY, dict(history))
+                folder.mkdir(parents=True)
         with self._refusals(final):
             state = policy.sharded_state(with_optimizer=True, with_scaling=policy.has_scaling)
             request = dist_checkpointing.save(
                 without_clones(state), str(folder), self._strategy, async_sharded_save=True
             )
+            if self._parallel.is_main:
+                (folder / HF_FILES).mkdir()
+                copy_other_files(model, folder / HF_FILES)
+                (folder / "README.md").write_text(card, encoding="utf-8")
+                write_json(folder / HISTORY, dict(history))
         manifest = Manifest(step, seed, self._parallel.layout, policy.has_scaling)
         self._pending = _Pending(manifest, request, BackgroundWrite(request))
 
