@@ -1,19 +1,17 @@
 """The main job from end to end: what `make demo` promises, why it learns, and that a killed run loses nothing."""
 
 import json
-import os
-import signal
+import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from chaos import RECIPES, STAGES, Pipeline, chaos, deterministic, finish, table_of
 from launching import launcher, plain_environment
 from ranks import run_job, started_job
+from rich.console import Console
 
 from megatron_rl.config.loader import load_config
 from megatron_rl.data.problems import load_problems
@@ -23,27 +21,8 @@ from megatron_rl.run_folder import RunFolder
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ROOT / "recipes" / "tiny"
-STAGES = ("sft", "math", "code")
-RUN_SECONDS, PATIENCE_SECONDS = 1800.0, 20.0
-
-
-def start(folder: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
-    """`megatron-rl ARGUMENTS` in `folder`, its output in `folder/output.log`."""
-    with open(folder / "output.log", "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "megatron_rl", *map(str, arguments)],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-
-
-def finish(folder: Path, *arguments: str | Path) -> None:
-    """Run a command to its end, which must be a good one."""
-    status = start(folder, *arguments).wait(RUN_SECONDS)
-    assert status == 0, (folder / "output.log").read_text(errors="replace")[-4000:]
+RUN_SECONDS = 1800.0
+KILLS = 4
 
 
 @pytest.fixture(scope="module")
@@ -154,47 +133,7 @@ def test_with_shuffled_advantages_the_rise_is_gone(demo: Path, tmp_path: Path) -
     assert rise(demo / "runs/shuffled") < 0.10
 
 
-# Killed in every stage -----------------------------------------------------------------------------------------------
-
-MEASURED_BY_THE_CLOCK = (
-    *("timing/", "memory/", "performance/", "time"),
-    *("verify/seconds", "verify/latency", "verify/utilization", "verify/queue_length"),
-)
-
-
-def short_pipeline(demo: Path, name: str) -> list[str | Path]:
-    """Three stages of a few steps; RL starts from the demo's own SFT model, so that it has something to learn."""
-    settings: dict[str, object] = {"name": name, "sft.sft.max_num_steps": 4, "sft.checkpointing.save_period": 2}
-    for stage in ("math", "code"):
-        settings[f"{stage}.grpo.max_num_steps"] = 3
-        settings[f"{stage}.grpo.num_prompts_per_step"] = 16
-        settings[f"{stage}.checkpointing.save_period"] = 1
-    settings |= {f"{stage}.validation.max_prompts": 16 for stage in STAGES}
-    settings |= {"math.policy.from_checkpoint": demo / "runs/demo/sft"}
-    return ["pipeline", RECIPES / "pipeline.yaml", *(f"{key}={value}" for key, value in settings.items())]
-
-
-def kill_once(folder: Path, command: Sequence[str | Path], ready: Callable[[], bool]) -> None:
-    """Start `command`, SIGKILL it as soon as `ready`, and see all that it started end as well."""
-    process = start(folder, *command)
-    limit = time.monotonic() + RUN_SECONDS
-    while not ready():
-        assert process.poll() is None, (folder / "output.log").read_text(errors="replace")[-4000:]
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert len(started) > 2
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert psutil.wait_procs(started, timeout=PATIENCE_SECONDS)[1] == []
-
-
-def deterministic(run: RunFolder) -> list[dict[str, Any]]:
-    """Every metric that a clock does not make."""
-    return [
-        {key: value for key, value in line.items() if not key.startswith(MEASURED_BY_THE_CLOCK)}
-        for line in run.metric_lines()
-    ]
+# Killed at random ---------------------------------------------------------------------------------------------------
 
 
 def finish_by_nemo_run(folder: Path, *arguments: str | Path) -> None:
@@ -213,17 +152,13 @@ def finish_by_nemo_run(folder: Path, *arguments: str | Path) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
-def test_a_run_killed_in_every_stage_gives_the_metrics_of_one_left_alone(demo: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_left_alone(demo: Path) -> None:
     """The one left alone is started by NeMo-Run."""
-    finish_by_nemo_run(demo, *short_pipeline(demo, "whole")[1:])
-    command = short_pipeline(demo, "killed")
-    for stage in STAGES:
-        run = RunFolder(demo / "runs/killed" / stage)
-        kill_once(demo, command, lambda run=run: bool(run.checkpoints()))  # type: ignore[misc]
-        assert not run.summary.exists()
-    finish(demo, *command)
-    for stage in STAGES:
-        whole, killed = (deterministic(RunFolder(demo / "runs" / name / stage)) for name in ("whole", "killed"))
-        assert len(whole) > 3
-        assert killed == whole
-    assert any(line.get("train/grad_norm", 0) > 0 for line in deterministic(RunFolder(demo / "runs/whole/code")))
+    sft = demo / "runs/demo/sft"
+    whole = Pipeline(demo, "whole", sft)
+    finish_by_nemo_run(demo, *whole.arguments[1:])
+    assert any(line.get("train/grad_norm", 0) > 0 for line in deterministic(whole.run("code")))
+    console = Console()
+    kills = chaos(demo, whole, sft, KILLS, random.SystemRandom().randrange(10**6), console)
+    console.print(table_of(kills))
+    assert len(kills) == KILLS
