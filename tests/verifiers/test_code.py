@@ -471,8 +471,8 @@ def test_a_function_is_not_blamed_for_what_it_left() -> None:
         ([{"input": "", "testtype": "stdin"}], "test 1: 'output' must be a string"),
         ([{"input": "", "output": None, "testtype": "stdin"}], "got None"),
         ([{"input": "", "output": "", "testtype": "files"}], "'stdin' or 'functional'"),
-        ([*SUM, {"input": "{", "output": "1", "testtype": "functional"}], "test 2: not JSON"),
-        ([{"input": "1", "output": "", "testtype": "functional"}], "test 1: not JSON"),
+        ([*SUM, {"input": "{", "output": "1", "testtype": "functional"}], r"test 2: '{' is not JSON"),
+        ([{"input": "1", "output": "", "testtype": "functional"}], "test 1: '' is not JSON"),
     ],
 )
 def test_unusable_tests_raise(tests: list[Test], words: str) -> None:
