@@ -156,6 +156,8 @@ def test_a_rank_in_an_endless_loop_is_named_and_all_leave_their_stacks(tmp_path:
     assert "in spin" in stacks[1]
 
 
+@pytest.mark.long
+@pytest.mark.rare
 def test_a_rank_that_cannot_run_its_own_threads_is_named_and_its_stacks_are_there(tmp_path: Path) -> None:
     assert statuses_of("native", tmp_path) == [RESTART_EXIT_CODE, -signal.SIGKILL]
     verdict = RunFolder(tmp_path / "run").verdict.read_text()
@@ -163,6 +165,8 @@ def test_a_rank_that_cannot_run_its_own_threads_is_named_and_its_stacks_are_ther
     assert "in third_step" in (RunFolder(tmp_path / "run").stacks / "rank_1.txt").read_text()
 
 
+@pytest.mark.long
+@pytest.mark.rare
 def test_ranks_that_wait_for_each_other_are_named(tmp_path: Path) -> None:
     assert statuses_of("other", tmp_path) == [RESTART_EXIT_CODE, RESTART_EXIT_CODE]
     verdict = RunFolder(tmp_path / "run").verdict.read_text()
@@ -171,6 +175,8 @@ def test_ranks_that_wait_for_each_other_are_named(tmp_path: Path) -> None:
     assert "; rank 1 in recv (summing, " in verdict
 
 
+@pytest.mark.long
+@pytest.mark.rare
 def test_ranks_that_take_long_for_a_reason_are_left_alone(tmp_path: Path) -> None:
     assert statuses_of("patient", tmp_path) == [0, 0]
     assert not RunFolder(tmp_path / "run").stacks.exists()

@@ -93,7 +93,9 @@ def assert_same_curve(
     assert len(found) == len(wanted)
     for step, (a, b) in enumerate(zip(found, wanted, strict=True)):
         for key in keys:
-            assert a[key] == pytest.approx(b[key], rel=tolerance), f"{key} of step {step}"
+            # A loss near 0 is what is left of terms of about 1, which cancel.
+            least = tolerance / 10 if key == "loss" else 0.0
+            assert a[key] == pytest.approx(b[key], rel=tolerance, abs=least), f"{key} of step {step}"
 
 
 @pytest.mark.parametrize("model", MODELS)

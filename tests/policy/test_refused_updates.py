@@ -22,7 +22,10 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+RARE = [pytest.mark.long, pytest.mark.rare]
+
+
+@pytest.fixture(scope="module", params=["dp2", pytest.param("tp2", marks=RARE)])
 def layout(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

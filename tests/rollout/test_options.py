@@ -11,7 +11,7 @@ from test_gate import BY_THE_CLOCK, SETTINGS, data
 from megatron_rl.run_folder import RunFolder
 
 __all__ = ["data"]
-STEPS, CUT = 6, 3
+STEPS, CUT = 4, 2
 OPTIONS = {
     "grpo__max_num_steps": STEPS,
     "grpo__loss_normalizer": "group_tokens",
