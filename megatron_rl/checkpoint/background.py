@@ -61,7 +61,7 @@ class BackgroundWrite:
             self._process.join()
             status = self._process.exitcode
             raise OSError(f"the process that wrote it ended with status {status} (-9: killed, for memory?)") from None
-        self._process.join()
+        # Its end is not waited for: that takes its time, for it gives much memory back.
         if isinstance(outcome, str):
             raise OSError(outcome)
         places, entries = outcome
