@@ -97,4 +97,4 @@ def _write(write: Callable[..., None], arguments: Sequence[Any], sending: Connec
         paths = [Path(path) for path, *_ in arguments[_BUCKETS]]
         sending.send((places, {path.name: file_entry(path) for path in paths}))
     except Exception as error:
-        sending.send(str(error))
+        sending.send(str(error) or repr(error))

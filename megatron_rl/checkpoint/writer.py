@@ -174,7 +174,7 @@ def _reason(error: BaseException) -> str:
     """The cause, without where in Megatron it came up."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    return str(error).strip().splitlines()[0].removeprefix("Worker failure: ")
+    return (str(error).strip() or repr(error)).splitlines()[0].removeprefix("Worker failure: ")
 
 
 def _sync_folder(folder: Path) -> None:
