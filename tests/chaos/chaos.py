@@ -6,7 +6,8 @@ First the pipeline is left alone: SFT at DP=2, math RL at TP=2, code RL at PP=2,
 it (launcher, rank, engine, verifier, writer of a checkpoint, or what a library started) gets SIGKILL at a random
 moment of its life, and again, the command being given anew each time it ends, until it is done; then another one, until
 all kills are made. An engine that is killed is replaced, and its samples are generated anew; that it was is the one
-metric that tells of it.
+metric that tells of it. What the step journal holds when a command is given again is not generated again: the step's
+line has the seconds that its generation took in the earlier start.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
+from safetensors.numpy import load_file
 
 from converters.manifest import read_manifest
 from megatron_rl.run_folder import RunFolder
@@ -60,6 +62,8 @@ class Pipeline:
 
     def __init__(self, folder: Path, name: str, sft: Path) -> None:
         self.folder, self.name = folder, name
+        self.journaled: dict[tuple[str, int], float] = {}
+        """Stages and steps whose samples an earlier start had left, and the seconds that took."""
         settings: dict[str, object] = {"name": name, "sft.sft.max_num_steps": 4, "sft.checkpointing.save_period": 2}
         for stage in STAGES[1:]:
             settings[f"{stage}.grpo.max_num_steps"] = 4
@@ -75,6 +79,11 @@ class Pipeline:
 
     def start(self) -> "subprocess.Popen[bytes]":
         """The command."""
+        for stage in STAGES:
+            for path in self.run(stage).journal.glob("*.safetensors"):
+                step = 1 + int(path.name.split("_")[1])
+                rest = json.loads(load_file(path)["rest"].tobytes())
+                self.journaled[stage, step] = rest["generation_seconds"]
         return start(self.folder, *self.arguments)
 
     @property
@@ -210,11 +219,9 @@ def log_of(folder: Path) -> str:
     return (folder / "output.log").read_text(errors="replace")[-4000:]
 
 
-def deterministic(run: RunFolder) -> list[dict[str, Any]]:
-    """Every metric that a clock does not make."""
-    return [
-        {key: value for key, value in line.items() if not key.startswith(BY_THE_CLOCK)} for line in run.metric_lines()
-    ]
+def without_times(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of lines of metrics what a clock does not make."""
+    return [{key: value for key, value in line.items() if not key.startswith(BY_THE_CLOCK)} for line in lines]
 
 
 def differences(whole: Pipeline, killed: Pipeline) -> list[str]:
@@ -224,7 +231,7 @@ def differences(whole: Pipeline, killed: Pipeline) -> list[str]:
         a, b = whole.run(stage), killed.run(stage)
         if [line["step"] for line in a.metric_lines()] != [line["step"] for line in b.metric_lines()]:
             found.append(f"{stage}: steps missing or doubled")
-        elif deterministic(a) != deterministic(b):
+        elif without_times(a.metric_lines()) != without_times(b.metric_lines()):
             found.append(f"{stage}: metrics")
         files = [
             {name: entry for name, entry in read_manifest(run.checkpoints()[-1])["files"].items() if "distcp" in name}
@@ -232,6 +239,10 @@ def differences(whole: Pipeline, killed: Pipeline) -> list[str]:
         ]
         if files[0] != files[1] or not files[0]:
             found.append(f"{stage}: weights")
+    for (stage, step), seconds in killed.journaled.items():
+        (line,) = [line for line in killed.run(stage).metric_lines() if line["step"] == step]
+        if line["timing/generation"] != seconds:
+            found.append(f"{stage}: step {step} was generated again, though the journal had it")
     return found
 
 
@@ -243,7 +254,10 @@ def chaos(folder: Path, whole: Pipeline, sft: Path, kills: int, seed: int, conso
         made += kill_at_random(killed, kills - len(made), rng, console)
         found = differences(whole, killed)
         assert not found, found
-        console.print(f"{killed.name}: equal to the one left alone, bit for bit")
+        steps = len(killed.journaled)
+        console.print(
+            f"{killed.name}: equal to the one left alone, bit for bit; {steps} steps on samples of the journal"
+        )
     return made
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import without_times
 from ranks import run_job
 
 from megatron_rl.run_folder import RunFolder
@@ -80,7 +81,6 @@ SETTINGS = {
     "checkpointing__keep_last": 12,
     "logger__tensorboard_enabled": False,
 }
-BY_THE_CLOCK = ("timing/", "memory/", "performance/tokens_per_sec", "time")
 
 
 class Stage:
@@ -90,10 +90,7 @@ class Stage:
         self.run = RunFolder(folder / "run")
         given = {"model": str(model), "data": str(data), "case": "sft", "settings": SETTINGS, "spoilt": SPOILT}
         run_job("guards.py", given, 2, folder, seconds=600)
-        self.lines = [
-            {key: value for key, value in line.items() if not key.startswith(BY_THE_CLOCK)}
-            for line in self.run.metric_lines()
-        ]
+        self.lines = without_times(self.run.metric_lines())
         self.stopped = [(folder / f"stopped_{rank}.txt").read_text() for rank in range(2)]
         log = (folder / "rank_0.log").read_text().splitlines()
         self.warnings = [line for line in log if line.startswith("warning: ")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import without_times
 from ranks import run_job
 
 from megatron_rl.run_folder import RunFolder
@@ -28,10 +29,6 @@ SETTINGS = {
     "checkpointing__keep_last": STEPS,
     "logger__tensorboard_enabled": False,
 }
-BY_THE_CLOCK = (
-    *("timing/", "memory/", "performance/", "time"),
-    *("verify/seconds", "verify/latency", "verify/utilization"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +140,7 @@ class Run:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        return [
-            {key: value for key, value in line.items() if not key.startswith(BY_THE_CLOCK)}
-            for line in RunFolder(self.folder / "run").metric_lines()
-        ]
+        return without_times(RunFolder(self.folder / "run").metric_lines())
 
     @property
     def warnings(self) -> list[str]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import without_times
 from ranks import run_job
-from test_gate import BY_THE_CLOCK, SETTINGS, data
+from test_gate import SETTINGS, data
 
 from megatron_rl.run_folder import RunFolder
 
@@ -34,10 +35,7 @@ def launch(model: Path, problems: Path, folder: Path) -> list[dict[str, Any]]:
     given = {"model": str(model), "data": str(problems), "case": "train", "sparse": True, "wrong": []}
     message = run_job("gate.py", given | {"settings": SETTINGS | OPTIONS}, 1, folder, seconds=900)
     assert message == ""
-    return [
-        {key: value for key, value in line.items() if not key.startswith(BY_THE_CLOCK)}
-        for line in RunFolder(folder / "run").metric_lines()
-    ]
+    return without_times(RunFolder(folder / "run").metric_lines())
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from chaos import without_times
 from cluster import NODES, Cluster
 from tiny_stage import make_checkout
 
@@ -19,10 +19,6 @@ pytestmark = pytest.mark.long
 STAGE = "slurm/14b_code_stage.sh"
 STEPS = 26
 RUN_SECONDS, POLL_SECONDS = 600.0, 0.1
-MEASURED_BY_THE_CLOCK = (
-    *("timing/", "memory/", "performance/", "time"),
-    *("verify/seconds", "verify/latency", "verify/utilization", "verify/queue_length"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +46,6 @@ def whole(slurm: Cluster, checkout: Path) -> RunFolder:
     job = submit(slurm, checkout, STAGE, f"grpo.max_num_steps={STEPS}")
     assert slurm.wait(job, ["COMPLETED"], RUN_SECONDS)["Restarts"] == "0"
     return RunFolder(checkout / "runs/14b/code_24k")
-
-
-def deterministic(run: RunFolder) -> list[dict[str, Any]]:
-    """Every metric that a clock does not make."""
-    return [
-        {key: value for key, value in line.items() if not key.startswith(MEASURED_BY_THE_CLOCK)}
-        for line in run.metric_lines()
-    ]
 
 
 def test_a_stage_runs_to_completion_on_the_ranks_that_srun_started(whole: RunFolder) -> None:
@@ -120,7 +108,7 @@ def test_a_run_cut_killed_and_requeued_gives_the_metrics_of_one_left_alone(
     slurm.check("scontrol", "requeue", job)
 
     slurm.wait(job, ["COMPLETED"], RUN_SECONDS, restarts=3)
-    assert deterministic(run) == deterministic(whole)
+    assert without_times(run.metric_lines()) == without_times(whole.metric_lines())
 
 
 def last_step(run: RunFolder) -> int:
