@@ -48,12 +48,11 @@ def _transformers(folder: Path) -> Tensor:
 
 def _megatron(checkpoint: Path, like: Path | None) -> Tensor:
     """In a job of this one process."""
-    import torch.distributed as dist
-    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core import dist_checkpointing
 
     from megatron_rl.config.loader import to_config
     from megatron_rl.launcher import free_port
-    from megatron_rl.parallel import setup_parallel
+    from megatron_rl.parallel import leave_parallel, setup_parallel
     from megatron_rl.policy.forward import forward_logits
     from megatron_rl.policy.model import Architecture, build_model, load_weights, sharded_weights
 
@@ -78,7 +77,6 @@ def _megatron(checkpoint: Path, like: Path | None) -> Tensor:
         load_weights(chunks, dist_checkpointing.load(sharded_weights(chunks), str(checkpoint)))
         logits = forward_logits(chunks, _tokens(folder), parallel)
     finally:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+        leave_parallel()
     assert logits is not None
     return logits.cpu()

@@ -103,6 +103,12 @@ def setup_parallel(config: TrainConfig) -> Parallel:
     )
 
 
+def leave_parallel() -> None:
+    """Leave the job that `setup_parallel` joined; this process may join another."""
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
 def broadcast_object(value: T | None, source: int = 0) -> T:
     """The `source` rank's value on every rank."""
     box = [value]

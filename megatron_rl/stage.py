@@ -30,7 +30,7 @@ from megatron_rl.experience import ExperienceMaker
 from megatron_rl.export import BackgroundExport
 from megatron_rl.journal import StepJournal
 from megatron_rl.logger import MetricsLogger
-from megatron_rl.parallel import Parallel, setup_parallel
+from megatron_rl.parallel import Parallel, leave_parallel, setup_parallel
 from megatron_rl.policy.kernels import kernels_in_use
 from megatron_rl.policy.model import Architecture
 from megatron_rl.policy.policy import Policy
@@ -142,7 +142,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
     run = RunFolder(Path(config.run_dir))
     with ExitStack() as stack:
         parallel = setup_parallel(config)
-        stack.callback(dist.destroy_process_group)
+        stack.callback(leave_parallel)
         stack.enter_context(watch(parallel, run, config.cluster))
         folder = _model_folder(config, run, parallel)
         tokenizer = load_tokenizer(folder)

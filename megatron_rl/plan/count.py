@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_rl.config.schema import PolicyConfig
 from megatron_rl.device import DeviceSetup
-from megatron_rl.parallel import Parallel
+from megatron_rl.parallel import Parallel, leave_parallel
 from megatron_rl.plan.shards import Shard
 from megatron_rl.policy.model import Architecture, build_model
 
@@ -92,5 +92,4 @@ def _rank_alone(policy: PolicyConfig, stage: int) -> Iterator[Parallel]:
             device=_META,
         )
     finally:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+        leave_parallel()
