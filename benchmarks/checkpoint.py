@@ -151,6 +151,7 @@ def measure(folder: Path, layers: int, rounds: int, console: Console) -> dict[st
             took = {"megatron": by_megatron(policy, folder / "megatron")}
             shutil.rmtree(folder / "megatron")
             took["waited_for"] = waited_for(policy, writer, model)
+            shutil.rmtree(run.checkpoint(1))
             took["beside_training"] = beside_training(policy, writer, model)
             num_bytes = size_of(run.checkpoint(1))
             shutil.rmtree(run.checkpoint(1))
