@@ -14,6 +14,9 @@ COMMON = [
     "tensorboard",
     "plotly",
     "psutil",
+    "datasets",
+    "datasketch",
+    "py3langid",
 ]
 
 setup(

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron_rl.config.schema import VerifierConfig
 from megatron_rl.data.problems import Problem
 from megatron_rl.errors import InputError
-from megatron_rl.parallel import stop_if_preempted
+from megatron_rl.parallel import broadcast_object, stop_if_preempted
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.samples import Sample, Sampling
@@ -106,6 +106,8 @@ class ExperienceMaker:
         on_progress: OnProgress,
         may_stop: bool = False,
         expected_lengths: Sequence[float] = (),
+        known: Sequence[ScoredSample] = (),
+        keep: Callable[[ScoredSample], None] = lambda sample: None,
     ) -> Experience:
         """Generate and verify; called by all ranks together.
 
@@ -114,40 +116,47 @@ class ExperienceMaker:
             seed: from which every sample's own seed is derived.
             may_stop: heed a request to stop.
             expected_lengths: of the responses to each prompt, in tokens; the longest start first. Empty: in order.
+            known: on the main rank, samples of an earlier start that are not made again.
+            keep: given every new sample of this rank the moment it has its verdict, by any thread.
 
         Raises:
             RunStopped: an engine dies again and again.
             Preempted: on all ranks; nothing of what was generated is kept.
         """
         total = len(problems) * samples_per_prompt
+        done = broadcast_object(frozenset((s.prompt_index, s.sample.request.sample_index) for s in known))
         samples: list[Sample] = []
         verdicts: list[Future[Result]] = []
 
         def on_sample(sample: Sample) -> None:
             samples.append(sample)
-            verdicts.append(self._verify(problems[sample.request.prompt_index], sample))
+            verdict = self._verify(problems[sample.request.prompt_index], sample)
+            verdict.add_done_callback(lambda verdict: keep(ScoredSample(sample, verdict.result())))
+            verdicts.append(verdict)
 
         if self._pool is not None:
             self._pool.metrics()  # from here on
         begin = time.monotonic()
-        on_progress("generating", 0, total)
+        on_progress("generating", len(done), total)
         self._rollout.generate(
             prompts,
             samples_per_prompt,
             sampling,
             seed,
             on_sample,
-            on_count=lambda count: on_progress("generating", count, total),
+            on_count=lambda count: on_progress("generating", len(done) + count, total),
             may_stop=may_stop,
             expected_lengths=expected_lengths,
+            done=done,
         )
         if may_stop:
             stop_if_preempted()
         generated = time.monotonic()
-        on_progress("verifying", sum(v.done() for v in verdicts), total)
+        on_progress("verifying", len(done) + sum(v.done() for v in verdicts), total)
         # The pool kills at every task's own deadline; this one only catches a pool that has itself gone wrong.
         with deadline(3600, "verdicts from the verifier pool"):
             scored = [ScoredSample(s, v.result()) for s, v in zip(samples, verdicts, strict=True)]
+        scored += known
         verified = time.monotonic()
         mine = (scored, None if self._pool is None else self._pool.metrics(), *self._rollout.take_recoveries())
         everyone = [mine] * dist.get_world_size()

@@ -47,7 +47,7 @@ def load_problems(config: DataConfig, need_response: bool = False) -> list[Probl
     problems: list[Problem] = []
     line_of: dict[str, int] = {}
     for number, row in read_jsonl(path):
-        problem = _Row(row, f"{path}:{number}").problem(config, need_response, default_id=str(number))
+        problem = read_problem(row, f"{path}:{number}", config, str(number), need_response)
         if problem.id in line_of:
             raise InputError(
                 f"{path}:{number}: id {problem.id!r} is also on line {line_of[problem.id]}; make the ids unique"
@@ -57,6 +57,17 @@ def load_problems(config: DataConfig, need_response: bool = False) -> list[Probl
     if not problems:
         raise InputError(f"{path}: holds no problem; give it one JSON object per line")
     return problems
+
+
+def read_problem(
+    row: dict[str, Any], place: str, config: DataConfig, default_id: str, need_response: bool = False
+) -> Problem:
+    """One line of a data file, which stands at `place`, as `load_problems` says.
+
+    Raises:
+        InputError: a missing, empty or mistyped column.
+    """
+    return _Row(row, place).problem(config, need_response, default_id)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -118,7 +129,9 @@ class _Row:
         )
 
     def domain(self, default: Domain) -> Domain:
-        value = self.row.get("domain", default.value)
+        value = self.row.get("domain")
+        if value is None:
+            return default
         if value not in [domain.value for domain in Domain]:
             raise InputError(f"{self.place}: column 'domain' is {value!r}; it must be 'math' or 'code'")
         return Domain(value)

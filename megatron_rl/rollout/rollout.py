@@ -3,7 +3,7 @@
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,7 @@ class Rollout:
         on_count: OnCount = lambda count: None,
         may_stop: bool = False,
         expected_lengths: Sequence[float] = (),
+        done: Collection[tuple[int, int]] = (),
     ) -> None:
         """Generate `samples_per_prompt` responses to every prompt; each goes to `on_sample` of the rank whose engine
         made it, the moment it ends. What an engine has not finished when it dies is generated anew.
@@ -118,12 +119,14 @@ class Rollout:
             seed: every sample's own seed is derived from this, its prompt and its place in the group.
             may_stop: a request to stop ends the round early.
             expected_lengths: of the responses to each prompt, in tokens; the longest start first. Empty: in order.
+            done: prompts and places in the group that need no response.
 
         Raises:
             RunStopped: an engine dies again and again.
         """
         self._round += 1
-        requests = [r for i, prompt in enumerate(prompts) for r in _requests(i, prompt, samples_per_prompt, seed)]
+        every = (r for i, prompt in enumerate(prompts) for r in _requests(i, prompt, samples_per_prompt, seed))
+        requests = [request for request in every if (request.prompt_index, request.sample_index) not in done]
         queue = SampleQueue(self._store, f"round-{self._round}", longest_first(requests, expected_lengths))
         capacity = -(-len(requests) // self.num_engines)
         if self.num_engines > 1:  # a lone engine takes everything: then what it batches does not depend on timing

@@ -11,7 +11,7 @@ from malformed import WILD, Reader, damaged, fuzz, malformed_json, put
 
 from megatron_rl.config.loader import load_config, save_config
 from megatron_rl.config.schema import TrainConfig
-from megatron_rl.evaluate import load_evaluation
+from megatron_rl.evaluation.evaluate import load_evaluation
 from megatron_rl.pipeline import load_pipeline, load_stage
 
 RECIPE: dict[str, Any] = {
@@ -122,7 +122,7 @@ def test_malformed_overrides_are_refused_in_one_line(folder: Path) -> None:
             lambda: load_config(folder / "recipe.yaml", overrides),
             lambda: load_pipeline(folder / "pipeline.yaml", overrides),
             lambda: load_stage(folder / "pipeline.yaml", "second", overrides),
-            lambda: load_evaluation(folder / "benchmark.jsonl", overrides),
+            lambda: load_evaluation(overrides),
         ):
             with reader.reads("override", folder, *KEYS):
                 load()

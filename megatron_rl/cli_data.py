@@ -1,0 +1,67 @@
+"""`megatron-rl data`: datasets, made and checked."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_rl.errors import InputError
+
+app = typer.Typer(help="Make and check datasets.", no_args_is_help=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")]
+
+
+@app.command("tiny")
+def data_tiny(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    seed: Annotated[int, typer.Option(help="Of the generated problems.")] = 1,
+) -> None:
+    """Write the tiny world: arithmetic and very short programs, disjoint for training and held out."""
+    from megatron_rl.data.tiny import write_tiny_world
+
+    write_tiny_world(folder, seed)
+    print(f"wrote the tiny world to {folder}")
+
+
+@app.command("check")
+def data_check(
+    file: Annotated[Path, typer.Argument(help="JSONL of problems.")],
+    overrides: Overrides = None,
+) -> None:
+    """Tell whether a file loads, and list the reference answers that only the same text can meet.
+
+    Settings are those of the schema's data section, such as answer_key=solution domain=code.
+    """
+    from megatron_rl.data.check import load_checked
+
+    problems, unreadable = load_checked(file, overrides or [])
+    for problem, reason in unreadable:
+        print(f"{problem.id}: {problem.answer!r:.80}: {reason}")
+    if unreadable:
+        raise InputError(
+            f"{file}: {len(unreadable)} of {len(problems)} references cannot be read; correct or drop them"
+        )
+    print(f"{file}: {len(problems)} problems, every reference can be read")
+
+
+@app.command("build")
+def data_build(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe of a dataset; see recipes/data/.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make a dataset: read its sources, leave out what its steps say, write what is left and why the rest is not.
+
+    Prints what became of the problems as JSON; in the dataset's folder, left_out/ has every one and the reason.
+    """
+    from megatron_rl.curation.build import build, table_of
+    from megatron_rl.curation.recipe import load_recipe
+    from megatron_rl.progress import console
+
+    made = load_recipe(recipe, overrides or [])
+    with console.status("reading") as status:
+        report = build(made, lambda source, rows: status.update(f"{source}: {rows:,} rows read"))
+    console.print(table_of(report))
+    console.print(f"wrote {made.output}", soft_wrap=True)
+    print(json.dumps(report))

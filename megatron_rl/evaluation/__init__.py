@@ -1,0 +1,1 @@
+"""A model on benchmarks: `megatron-rl eval`."""

@@ -1,0 +1,272 @@
+"""A model's accuracy on a benchmark: vLLM generates, the verifiers judge; on one process, or on a job's many."""
+
+import json
+import os
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from converters.errors import ConversionError
+from converters.hf_config import weight_files
+from megatron_rl.config.loader import parse_overrides, refusals
+from megatron_rl.config.schema import ClusterConfig, DataConfig, Domain, GenerationConfig, Precision, VerifierConfig
+from megatron_rl.data.problems import Problem
+from megatron_rl.errors import InputError, RunStopped
+from megatron_rl.evaluation.benchmarks import Benchmark
+from megatron_rl.evaluation.metrics import Answer, avg_at_k, maj_at_k, pass_at_k
+from megatron_rl.evaluation.table import markdown_table
+from megatron_rl.run_folder import RunFolder, write_json, write_text
+from verifiers.math.compare import equivalent
+from verifiers.verdict import Verdict
+
+if TYPE_CHECKING:
+    from megatron_rl.evaluation.journal import EvaluationJournal
+    from megatron_rl.experience import Experience, ExperienceMaker, OnProgress
+    from megatron_rl.parallel import Parallel
+    from megatron_rl.stage import PromptSet
+
+
+_PROMPT_TOKENS = 2048
+_JOURNAL = "journal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Defaults are the paper's way to evaluate (arXiv 2505.16400, section 4.1)."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    generation: GenerationConfig = field(
+        default_factory=lambda: GenerationConfig(temperature=0.6, top_p=0.95, max_new_tokens=32768)
+    )
+    num_generations_per_prompt: int | None = None
+    """Default: each benchmark's own, which for those of the paper is the paper's; of a file one."""
+    max_total_sequence_length: int | None = None
+    """Prompt and response together, in tokens; default: 2,048 for the prompt."""
+    precision: Precision = Precision.BF16
+    seed: int = 1
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+
+    @property
+    def context(self) -> int:
+        """`max_total_sequence_length` or its default."""
+        return self.max_total_sequence_length or self.generation.max_new_tokens + _PROMPT_TOKENS
+
+
+def load_evaluation(overrides: Sequence[str]) -> EvaluationConfig:
+    """The configuration with `key=value` overrides.
+
+    Raises:
+        InputError: an unknown key or a wrong value.
+    """
+    with refusals(f"eval: {' '.join(overrides)}"):
+        base = {"data": {"path": "none"}}  # each benchmark has its own
+        merged = OmegaConf.merge(OmegaConf.structured(EvaluationConfig), base, parse_overrides(overrides))
+        config = OmegaConf.to_object(merged)
+    assert isinstance(config, EvaluationConfig)
+    return config
+
+
+def model_folder(checkpoint: Path) -> Path:
+    """The Hugging Face folder of a model: `checkpoint` itself, or what a run or one of its checkpoints exported.
+
+    Raises:
+        InputError: there is none.
+    """
+    for folder in (checkpoint, RunFolder(checkpoint).hf):
+        try:
+            weight_files(folder)
+        except ConversionError:
+            continue
+        return folder
+    raise InputError(
+        f"{checkpoint}: no weights of a Hugging Face model there or in its hf/; "
+        f"megatron-rl convert megatron-to-hf {checkpoint} FOLDER makes them"
+    )
+
+
+def evaluate(
+    checkpoint: Path, benchmarks: Sequence[Benchmark], config: EvaluationConfig, out: Path | None
+) -> dict[str, Any] | None:
+    """Generate and judge; called by every process of a job.
+
+    With `out` every sample is kept there the moment it has its verdict: the same command, given again after the job was
+    killed, generates those that are missing.
+
+    Returns:
+        The main process's summary, of each benchmark by its name: `accuracy` is the mean over all samples (avg@k). With
+        `out` samples and summary are also written to this folder. None on the other processes.
+
+    Raises:
+        InputError: a file is missing or broken, or a prompt too long.
+    """
+    from megatron_rl.data.prompts import check_prompt_lengths, encode_prompt, load_tokenizer
+    from megatron_rl.evaluation.journal import EvaluationJournal
+    from megatron_rl.preflight import check_verifier
+
+    folder = model_folder(checkpoint)
+    problems = {benchmark.name: benchmark.problems() for benchmark in benchmarks}
+    runs_code = any(problem.domain is Domain.CODE for found in problems.values() for problem in found)
+    check_verifier(config.verifier, runs_code=runs_code)
+    tokenizer = load_tokenizer(folder)
+    prompts = {name: [encode_prompt(tokenizer, problem) for problem in found] for name, found in problems.items()}
+    for name, found in problems.items():
+        check_prompt_lengths(name, found, prompts[name], config.context, config.generation.max_new_tokens)
+    from megatron_rl.stage import PromptSet  # with it comes Megatron-Core
+
+    sets = {name: PromptSet(found, prompts[name]) for name, found in problems.items()}
+    figures = {}
+    with _engines(folder, config) as (parallel, maker):
+        for benchmark in benchmarks:
+            prompt_set = sets[benchmark.name]
+            journal = None
+            if out is not None:
+                asked = _asked(folder, benchmark, config, prompt_set)
+                journal = EvaluationJournal(out / benchmark.name / _JOURNAL, asked, parallel.rank)
+            experience = _collect(benchmark, config, prompt_set, journal, parallel.is_main, maker)
+            if not parallel.is_main:
+                continue
+            figures[benchmark.name] = figures_of(experience, prompt_set.problems)
+            if out is not None and journal is not None:
+                _write(out / benchmark.name, experience, prompt_set, figures[benchmark.name])
+                journal.remove()
+    if not parallel.is_main:
+        return None
+    summary = {"checkpoint": str(checkpoint), "benchmarks": figures}
+    if out is not None:
+        write_json(out / "summary.json", summary)
+        write_text(out / "table.md", markdown_table(checkpoint.name, figures))
+    return summary
+
+
+@contextmanager
+def _engines(folder: Path, config: EvaluationConfig) -> Iterator[tuple["Parallel", "ExperienceMaker"]]:
+    import torch.distributed as dist
+
+    from megatron_rl.experience import ExperienceMaker
+    from megatron_rl.rollout.rollout import Rollout
+
+    parallel = _join(config)
+    with ExitStack() as stack:
+        stack.callback(dist.destroy_process_group)
+        rollout = Rollout(folder, config.generation, config.precision, parallel, None, config.context)
+        stack.callback(rollout.close)
+        maker = ExperienceMaker(rollout, config.verifier)
+        stack.callback(maker.close)
+        yield parallel, maker
+
+
+def _asked(folder: Path, benchmark: Benchmark, config: EvaluationConfig, prompt_set: "PromptSet") -> list[Any]:
+    """All that the samples of a benchmark depend on."""
+    stats = [(path.name, path.stat()) for path in sorted(set(weight_files(folder).values()))]
+    weights = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return [
+        *(str(folder.resolve()), weights, prompt_set.prompts, benchmark.samples, config.seed),
+        *(asdict(config.generation), config.precision, config.context),
+    ]
+
+
+def _collect(
+    benchmark: Benchmark,
+    config: EvaluationConfig,
+    prompt_set: "PromptSet",
+    journal: "EvaluationJournal | None",
+    is_main: bool,
+    maker: "ExperienceMaker",
+) -> "Experience":
+    """All samples of a benchmark, those of earlier starts among them."""
+    import torch.distributed as dist
+
+    from megatron_rl.progress import Progress
+    from megatron_rl.rollout.samples import Sampling
+
+    generation = config.generation
+    known = journal.read(prompt_set.prompts) if journal is not None and is_main else []
+    dist.barrier()  # before another rank begins a file of its own
+    with ExitStack() as stack:
+        show: OnProgress = lambda *_: None  # noqa: E731
+        if is_main:
+            progress = stack.enter_context(Progress(benchmark.title, 1))
+            show = progress.phase
+            if known:
+                progress.note(f"{benchmark.name}: {len(known)} samples are there from an earlier start")
+        experience = maker.collect(
+            prompt_set.problems,
+            prompt_set.prompts,
+            benchmark.samples,
+            Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens),
+            f"{config.seed}/evaluation",
+            show,
+            known=known,
+            keep=(lambda sample: None) if journal is None else journal.keep,
+        )
+    if journal is not None:
+        journal.close()
+        dist.barrier()
+    return experience
+
+
+def _join(config: EvaluationConfig) -> "Parallel":
+    """This process's place in the job, or alone; Megatron has no part in it."""
+    import torch.distributed as dist
+
+    from megatron_rl.device import bind_stores, setup_device
+    from megatron_rl.parallel import Parallel
+
+    rank, world, local = (int(os.environ.get(key, default)) for key, default in _PLACE)
+    device = setup_device(config.cluster.device, local)
+    timeout = timedelta(minutes=config.cluster.timeout_minutes)
+    store = dist.HashStore() if world == 1 else None
+    bind_stores()
+    dist.init_process_group("gloo", timeout=timeout, rank=rank, world_size=world, store=store)
+    return Parallel(rank, world, tp=1, tp_rank=0, pp=1, pp_rank=0, dp=world, dp_rank=rank, device=device)
+
+
+_PLACE = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def figures_of(experience: "Experience", problems: Sequence[Problem]) -> dict[str, Any]:
+    """Of one benchmark; samples that could not be verified count for nothing but the verdicts."""
+    samples = experience.samples
+    answers: dict[int, list[Answer]] = {}
+    for sample in samples:
+        if sample.result.verdict is not Verdict.INFRA_ERROR:
+            answer = Answer(sample.result.extracted, sample.result.verdict is Verdict.PASS)
+            answers.setdefault(sample.prompt_index, []).append(answer)
+    groups = list(answers.values())
+    if not groups:
+        raise RunStopped(f"no sample could be verified; the last said: {samples[-1].result.detail!r}")
+    accuracy, fewest = avg_at_k(groups), min(map(len, groups))
+    is_math = all(problem.domain is Domain.MATH for problem in problems)
+    return {
+        "prompts": len(problems),
+        "samples_per_prompt": len(samples) // len(problems),
+        "accuracy": accuracy.value,
+        "accuracy_error": accuracy.error,
+        "pass_at": {str(k): pass_at_k(groups, k).value for k in _powers_of_two(fewest)},
+        **({"majority": maj_at_k(groups, equivalent).value} if is_math else {}),
+        "verdicts": dict(Counter(sample.result.verdict.value for sample in samples)),
+        "length_mean": statistics.fmean(len(sample.sample.tokens) for sample in samples),
+        "truncated_fraction": sum(sample.sample.truncated for sample in samples) / len(samples),
+        "seconds": round(experience.generation_seconds + experience.verification_wait_seconds, 1),
+    }
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return [1 << n for n in range(most.bit_length())]
+
+
+def _write(out: Path, experience: "Experience", prompt_set: "PromptSet", figures: dict[str, Any]) -> None:
+    from megatron_rl.validate import sample_record
+
+    out.mkdir(parents=True, exist_ok=True)
+    records = (sample_record(sample, prompt_set, 0, "evaluation") for sample in experience.samples)
+    write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_json(out / "summary.json", figures)

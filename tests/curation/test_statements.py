@@ -1,0 +1,118 @@
+"""What each step leaves out, and what it must not: statements in the words of real ones."""
+
+import pytest
+
+from megatron_rl.config.schema import Domain
+from megatron_rl.curation.answers import LongAnswer, UnreadableAnswer
+from megatron_rl.curation.duplicates import ExactDuplicates, NearDuplicates
+from megatron_rl.curation.statements import Figure, Language, Length, MultiPart, MultipleChoice, Proof, TrueFalse
+from megatron_rl.curation.steps import Step
+from megatron_rl.curation.text import prose, words
+from megatron_rl.data.problems import Problem
+
+SUM = "Find the sum of all positive integers that divide 60."
+
+
+def problem(statement: str, answer: str = "7", name: str = "p") -> Problem:
+    return Problem(name, statement, Domain.MATH, answer, None, None, None, None)
+
+
+LEFT_OUT: list[tuple[Step, str]] = [
+    (Length(), "Evaluate $|7-24i|$."),
+    (Language(), "Soit $x$ un nombre réel tel que $x^2=2$. Trouver la valeur de x."),
+    (Language(), "Ist $n$ eine natürliche Zahl, so bestimme man die Summe aller Teiler."),
+    (Language(), "设 x 为实数, 求其最大值和最小值"),
+    (MultiPart(), "Let $f(x)=x^2$. (a) Find $f(3)$. (b) Find the range of $f$."),
+    (MultiPart(), "For a prime $p$:\n1. Determine $p+1$.\n2. Determine $p-1$."),
+    (MultiPart(), "Part (a): how many are there? Part (b): what is their sum?"),
+    (MultipleChoice(), r"What is $1+1$? $\textbf{(A)}\ 1 \qquad \textbf{(B)}\ 2 \qquad \textbf{(C)}\ 3$"),
+    (MultipleChoice(), "The sum is\nA. even\nB. divisible by 3\nC. prime"),
+    (MultipleChoice(), "Which of the following numbers is the largest?"),
+    (TrueFalse(), "True or false: every even number above 2 is a sum of two primes."),
+    (Proof(), "Prove that there are infinitely many primes."),
+    (Proof(), "Let $n$ be odd. Show that $n^2-1$ is divisible by 8."),
+    (Figure(), "What is the area of the shaded region shown in the figure?"),
+    (Figure(), "[asy] draw((0,0)--(1,1)); [/asy] Find the length of the segment."),
+    (Figure(), "In the diagram, $AB = 3$ and $BC = 4$. What is $AC$?"),
+    (Figure(), "Two circles touch as shown. Find the radius of the small one."),
+]
+PASSED: list[tuple[Step, str]] = [
+    (Length(), r"Compute $\sin 150^\circ$."),
+    (Language(), "Let $a$ and $b$, for $x$ let $c$. Find $d$."),
+    (Language(), "Express eleven in base $b$."),
+    (MultiPart(), "Find the largest $n$ such that (i) $n$ is even; (ii) $n < 50$."),
+    (MultiPart(), "Compute $f(a)$ and $f(b)$ if $f(1) = 2$ and $f(2) = 4$."),
+    (MultipleChoice(), "[asy] dot(A); dot(B); dot(C); [/asy] Triangle $ABC$ has area 6. Find its height."),
+    (MultipleChoice(), "Points $A$, $B$ and $C$ lie on a line. Find $AB$."),
+    (TrueFalse(), SUM),
+    (Proof(), "The records show that 60 of the animals are cats. How many are dogs?"),
+    (Proof(), "A method that will prove useful is substitution. Find $x$ if $x+1=2$."),
+    (Figure(), "How many four-figure numbers are there? Let $x$ be the number of them."),
+    (Figure(), "Bob draws a picture and sells it at 20 dollars more than it cost. Find his profit."),
+    (Figure(), "It can be shown that the sum is $m/n$. Find $m+n$."),
+]
+
+
+@pytest.mark.parametrize(("step", "statement"), LEFT_OUT)
+def test_left_out(step: Step, statement: str) -> None:
+    assert step.why_not(problem(statement))
+
+
+@pytest.mark.parametrize(("step", "statement"), PASSED)
+def test_passed(step: Step, statement: str) -> None:
+    assert step.why_not(problem(statement)) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "answer", "is_left_out"),
+    [
+        (TrueFalse(), r"\text{Yes}", True),
+        (TrueFalse(), "no", True),
+        (TrueFalse(), "12", False),
+        (LongAnswer(), "x" * 101, True),
+        (LongAnswer(), "x" * 100, False),
+        (UnreadableAnswer(), r"\frac{1}{", True),
+        (UnreadableAnswer(), r"\frac{1}{2}", False),
+    ],
+)
+def test_answers(step: Step, answer: str, is_left_out: bool) -> None:
+    assert bool(step.why_not(problem(SUM, answer))) == is_left_out
+
+
+# Duplicates ---------------------------------------------------------------------------------------------------------
+
+RABBITS = "A farmer has 12 rabbits and 7 hens in his yard, and each of them eats 3 carrots a day. How many in a week?"
+
+
+def test_the_first_of_the_same_words_stays() -> None:
+    step = ExactDuplicates()
+    assert step.why_not(problem(SUM, name="first")) is None
+    assert step.why_not(problem(SUM.upper().replace(" ", "  "), name="second")) == "as first"
+    assert step.why_not(problem(SUM.replace("60", "61"), name="third")) is None
+
+
+@pytest.mark.parametrize(
+    ("statement", "is_left_out"),
+    [
+        (RABBITS.replace("A farmer", "Farmer"), True),
+        (RABBITS.replace("12", "13"), False),  # another problem
+        ("A farmer has 12 cows; 7 of them eat 3 bales. How many are left?", False),
+    ],
+)
+def test_near_duplicates(statement: str, is_left_out: bool) -> None:
+    step = NearDuplicates()
+    assert step.why_not(problem(RABBITS, name="first")) is None
+    assert step.why_not(problem(statement, name="second")) == ("like first" if is_left_out else None)
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_what_spaces_case_and_latex_leave() -> None:
+    assert words(r"Let $X_1=\frac{1}{2}$.") == ["let", "x", "1", "frac", "1", "2"]
+    assert words("ﬁve + Ⅷ = Straße") == ["five", "viii", "strasse"]
+    assert words(" \n") == []
+
+
+def test_prose_is_without_formulas_and_drawings() -> None:
+    assert prose(r"Let $x \text{ even}$ be [asy] draw(A); [/asy] \textbf{odd} \[a=b\] c") == "Let be odd"
