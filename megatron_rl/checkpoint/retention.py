@@ -1,19 +1,35 @@
 """Which checkpoints stay."""
 
 import shutil
+import threading
+import uuid
+from pathlib import Path
 
 from megatron_rl.config.schema import CheckpointingConfig
 from megatron_rl.run_folder import RunFolder
 
+_REMOVED = ".removed"
+
 
 def remove_old_checkpoints(run: RunFolder, config: CheckpointingConfig, exported: int | None = None) -> None:
-    """Remove all but the newest and the best, and the one of step `exported`, which is being read."""
+    """Remove all but the newest and the best, and the one of step `exported`, which is being read.
+
+    They are gone at once; their room is given back beside the training, for a large one takes a file system its time.
+    """
     kept = {*run.checkpoints()[-config.keep_last :], *map(run.checkpoint, best_steps(run, config))}
     if exported is not None:
         kept.add(run.checkpoint(exported))
-    for old in run.checkpoints():
-        if old not in kept:
-            shutil.rmtree(old)
+    superfluous = [old for old in run.checkpoints() if old not in kept]
+    for old in superfluous:
+        old.rename(old.with_name(f".{old.name}.{uuid.uuid4().hex}{_REMOVED}"))
+    if superfluous:
+        threading.Thread(target=_give_back, args=(superfluous[0].parent,)).start()
+
+
+def _give_back(folder: Path) -> None:
+    """The room of all that was removed, by an earlier start too."""
+    for removed in folder.glob(f".*{_REMOVED}"):
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def best_steps(run: RunFolder, config: CheckpointingConfig) -> list[int]:

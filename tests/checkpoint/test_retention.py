@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from converters.manifest import MANIFEST
 from megatron_rl.checkpoint.retention import best_steps, remove_old_checkpoints
@@ -40,8 +41,12 @@ def run(tmp_path: Path) -> RunFolder:
 def test_the_newest_and_the_best_stay(
     run: RunFolder, config: CheckpointingConfig, exported: int | None, kept: list[int]
 ) -> None:
+    left_behind = run.checkpoint(0).with_name(".step_0.f00d.removed")  # by a start that was killed
+    left_behind.mkdir()
     remove_old_checkpoints(run, config, exported)
     assert [run.step_of(checkpoint) for checkpoint in run.checkpoints()] == kept
+    names = {run.checkpoint(step).name for step in kept} | ({left_behind.name} if len(kept) == 6 else set())
+    assert eventually(lambda: {path.name for path in left_behind.parent.iterdir()} == names)
 
 
 def test_of_equals_the_later_is_the_better(run: RunFolder) -> None:
