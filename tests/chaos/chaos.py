@@ -41,8 +41,9 @@ BY_THE_CLOCK = (
     "generation/engine_restarts",
 )
 SECONDS, PATIENCE_SECONDS = 1800.0, 30.0
-MOMENTS = 60.0
-"""A kill comes within so many seconds after the start, or after the last kill that the run survived."""
+MOMENTS = (12.0, 60.0)
+"""A kill comes within so many seconds after the start, or after the last kill that the run survived: within the first,
+where much is being set up, as often as within the second."""
 _MARK = "CHAOS_RUN"
 
 
@@ -118,18 +119,17 @@ def finish(folder: Path, *arguments: str | Path) -> None:
     assert status == 0, (folder / "output.log").read_text(errors="replace")[-4000:]
 
 
-def kill_at_random(pipeline: Pipeline, kills: int, rng: random.Random, console: Console) -> list[Kill]:
-    """Until the pipeline is done, with so many kills at most.
+def kill_at_random(pipeline: Pipeline, made: list[Kill], kills: int, rng: random.Random, console: Console) -> None:
+    """Until the pipeline is done; no more when so many kills have been made.
 
     Raises:
         AssertionError: a process is left over, or the pipeline hangs.
     """
-    found: list[Kill] = []
     while not pipeline.is_done:
-        process, before = pipeline.start(), len(found)
+        process, before = pipeline.start(), len(made)
         begin = time.monotonic()
-        while process.poll() is None and len(found) < kills:
-            wait(process, rng.uniform(0.0, MOMENTS))
+        while process.poll() is None and len(made) < kills:
+            wait(process, rng.uniform(0.0, rng.choice(MOMENTS)))
             victims = [] if process.poll() is not None else processes_of(process.pid)
             if not victims:
                 break
@@ -142,14 +142,13 @@ def kill_at_random(pipeline: Pipeline, kills: int, rng: random.Random, console: 
                 continue
             # A run that goes on without it does so at once; one that ends takes its time to say why.
             status = wait(process, PATIENCE_SECONDS)
-            found.append(Kill(role, stage, steps, round(seconds, 1), status))
-            console.print(f"{len(found):3}: {found[-1]}")
+            made.append(Kill(role, stage, steps, round(seconds, 1), status))
+            console.print(f"{len(made):3}: {made[-1]}")
         status = wait(process, SECONDS)
         assert status is not None, f"the run hangs: {log_of(pipeline.folder)}"
         left = left_over(pipeline.folder)
         assert not left, f"left over: {left}"
-        assert status == 0 or len(found) > before, f"status {status} of a run left alone: {log_of(pipeline.folder)}"
-    return found
+        assert status == 0 or len(made) > before, f"status {status} of a run left alone: {log_of(pipeline.folder)}"
 
 
 def processes_of(pid: int) -> list[psutil.Process]:
@@ -248,10 +247,10 @@ def differences(whole: Pipeline, killed: Pipeline) -> list[str]:
 
 def chaos(folder: Path, whole: Pipeline, sft: Path, kills: int, seed: int, console: Console) -> list[Kill]:
     """Kill pipelines until all kills are made, and compare each with the one left alone."""
-    rng, made = random.Random(seed), []
+    rng, made = random.Random(seed), list[Kill]()
     while len(made) < kills:
         killed = Pipeline(folder, f"killed_after_{len(made)}", sft)
-        made += kill_at_random(killed, kills - len(made), rng, console)
+        kill_at_random(killed, made, kills, rng, console)
         found = differences(whole, killed)
         assert not found, found
         steps = len(killed.journaled)
