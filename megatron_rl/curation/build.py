@@ -14,7 +14,8 @@ from rich.table import Table
 
 from megatron_rl.curation.recipe import DatasetRecipe
 from megatron_rl.curation.sources import Candidate, Unreadable, read_source
-from megatron_rl.curation.steps import Step, make_step
+from megatron_rl.curation.step import Step
+from megatron_rl.curation.steps import make_step
 from megatron_rl.data.problems import Problem
 from megatron_rl.errors import InputError
 from megatron_rl.run_folder import write_json
@@ -89,6 +90,8 @@ def build(recipe: DatasetRecipe, show: Show = lambda source, rows: None) -> dict
         raise InputError(f"{output}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for step in steps.values():
+            step.close()
     return report
 
 
@@ -148,7 +151,7 @@ def _judge(row: Candidate | Unreadable, steps: list[Step], counts: list[Counts])
         return 0, row.reason
     for place, step in enumerate(steps, start=1):
         counts[place].entered += 1
-        if reason := step.why_not(row.problem):
+        if reason := step.why_not(row):
             return place, reason
     return len(steps), None
 

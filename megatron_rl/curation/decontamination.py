@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from megatron_rl.curation.recipe import SourceConfig
-from megatron_rl.curation.sources import read_rows
+from megatron_rl.curation.sources import Candidate, read_rows
+from megatron_rl.curation.step import Step
 from megatron_rl.curation.text import words
-from megatron_rl.data.problems import Problem
 from megatron_rl.errors import InputError
 
 Gram = tuple[str, ...]
@@ -75,7 +75,7 @@ def _runs(found: Gram, size: int) -> Iterator[Gram]:
 
 
 @dataclass
-class Decontamination:
+class Decontamination(Step):
     """Problems that share a run of words with one of a benchmark (arXiv 2505.16400, section 3)."""
 
     ngram: int = MISSING
@@ -94,6 +94,6 @@ class Decontamination:
                     raise InputError(f"{config.path or config.hub}:{number}: no text in column {config.prompt_key!r}")
                 self._index.add(name, str(row.get("id", number)), text)
 
-    def why_not(self, problem: Problem) -> str | None:
-        match = self._index.match(problem.question)
+    def why_not(self, candidate: Candidate) -> str | None:
+        match = self._index.match(candidate.problem.question)
         return None if match is None else f"{match.benchmark} {match.problem}: {' '.join(match.words)}"

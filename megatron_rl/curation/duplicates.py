@@ -4,25 +4,26 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_rl.curation.sources import Candidate
+from megatron_rl.curation.step import Step
 from megatron_rl.curation.text import words
-from megatron_rl.data.problems import Problem
 
 
 @dataclass
-class ExactDuplicates:
+class ExactDuplicates(Step):
     """Statements of the same words as an earlier one."""
 
     def __post_init__(self) -> None:
         self._first: dict[bytes, str] = {}
 
-    def why_not(self, problem: Problem) -> str | None:
-        digest = hashlib.blake2b(" ".join(words(problem.question)).encode(), digest_size=16).digest()
-        first = self._first.setdefault(digest, problem.id)
-        return None if first == problem.id else f"as {first}"
+    def why_not(self, candidate: Candidate) -> str | None:
+        digest = hashlib.blake2b(" ".join(words(candidate.problem.question)).encode(), digest_size=16).digest()
+        first = self._first.setdefault(digest, candidate.problem.id)
+        return None if first == candidate.problem.id else f"as {first}"
 
 
 @dataclass
-class NearDuplicates:
+class NearDuplicates(Step):
     """Statements most of whose runs of words an earlier one has (MinHash: Broder, 1997).
 
     A statement with other numbers is another problem, and stays.
@@ -39,10 +40,10 @@ class NearDuplicates:
         self._index = MinHashLSH(threshold=self.threshold, num_perm=self.num_permutations)
         self._hashes: dict[str, Any] = {}
 
-    def why_not(self, problem: Problem) -> str | None:
+    def why_not(self, candidate: Candidate) -> str | None:
         from datasketch import MinHash
 
-        found = words(problem.question)
+        found = words(candidate.problem.question)
         runs = {" ".join(found[i : i + self.run_words]) for i in range(max(1, len(found) - self.run_words + 1))}
         own = MinHash(num_perm=self.num_permutations)
         own.update_batch([run.encode() for run in sorted(runs)])
@@ -51,6 +52,6 @@ class NearDuplicates:
             hashes, its_numbers = self._hashes[other]
             if its_numbers == numbers and own.jaccard(hashes) >= self.threshold:
                 return f"like {other}"
-        self._index.insert(problem.id, own)
-        self._hashes[problem.id] = (own, numbers)
+        self._index.insert(candidate.problem.id, own)
+        self._hashes[candidate.problem.id] = (own, numbers)
         return None

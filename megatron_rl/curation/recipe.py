@@ -15,7 +15,7 @@ from megatron_rl.errors import InputError
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     path: str | None = None
-    """JSONL, JSON (a list of objects) or Parquet, by its suffix."""
+    """JSONL, JSON (a list of objects, or an object of them) or Parquet, by its suffix."""
     hub: str | None = None
     """Instead: a dataset of the Hugging Face hub, such as nvidia/AceReason-Math."""
     hub_config: str | None = None
@@ -28,6 +28,13 @@ class SourceConfig:
     """The reference is what follows the last occurrence of this text (GSM8K: `####`); default: the whole column."""
     answer_is_boxed: bool = False
     r"""The column holds a solution; the reference is in its last \boxed{}."""
+    tests_keys: tuple[str, ...] = ("tests",)
+    """Code: the columns with tests, in any form that `code_tests` reads."""
+    fn_name_key: str = "fn_name"
+    """Code: the function that is called; `metadata.func_name` is what is in a column, LiveCodeBench's."""
+    starter_code_key: str = "starter_code"
+    solution_key: str | None = None
+    """Code: the column with a right program, or with several."""
     meta_keys: tuple[str, ...] = ()
     """Columns to keep under `meta`."""
     max_rows: int | None = None

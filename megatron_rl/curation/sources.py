@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rl.config.schema import DataConfig, Domain
+from megatron_rl.curation.code_tests import UnreadableTests, read_tests
 from megatron_rl.curation.recipe import SourceConfig
 from megatron_rl.data.problems import Problem, read_jsonl, read_problem
 from megatron_rl.errors import InputError
@@ -20,6 +21,8 @@ class Candidate:
     problem: Problem
     source: str
     meta: dict[str, Any]
+    solution: str | None = None
+    """Code: a program that its author holds to be right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,15 @@ def read_source(name: str, config: SourceConfig, domain: Domain) -> Iterator[Can
             return
         place = f"{columns.path}:{number}"
         try:
+            if domain is Domain.CODE:
+                row |= _code_columns(row, config, place)
             problem = read_problem(row, place, columns, str(number))
             problem = replace(problem, id=f"{name}/{problem.id}", answer=_reference(problem.answer, config, place))
         except InputError as error:
             yield Unreadable(f"{name}/{number}", name, str(error).removeprefix(f"{place}: "))
             continue
-        yield Candidate(problem, name, {key: row[key] for key in config.meta_keys if key in row})
+        meta = {key: row[key] for key in config.meta_keys if key in row}
+        yield Candidate(problem, name, meta, _solution(row, config))
 
 
 def _reference(answer: str | None, config: SourceConfig, place: str) -> str | None:
@@ -64,6 +70,37 @@ def _reference(answer: str | None, config: SourceConfig, place: str) -> str | No
     if found is None:
         raise InputError(f"{place}: column {config.answer_key!r} holds no \\boxed{{}}")
     return found
+
+
+def _code_columns(row: dict[str, Any], config: SourceConfig, place: str) -> dict[str, Any]:
+    """The columns of a code problem by our names."""
+    fn_name = _at(row, config.fn_name_key)
+    try:
+        tests = [test for key in config.tests_keys for test in read_tests(row.get(key), fn_name)]
+    except UnreadableTests as error:
+        raise InputError(f"{place}: columns {list(config.tests_keys)}: {error}") from error
+    return {"tests": tests, "fn_name": fn_name, "starter_code": _at(row, config.starter_code_key)}
+
+
+def _at(row: dict[str, Any], key: str) -> Any:
+    """The column `key`, or with dots what is in one, which may be an object as JSON; None if it is not there."""
+    value: Any = row
+    for part in key.split("."):
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                return None
+        value = value.get(part) if isinstance(value, dict) else None
+    return value or None
+
+
+def _solution(row: dict[str, Any], config: SourceConfig) -> str | None:
+    """The first one, where there is a list of them."""
+    found = None if config.solution_key is None else _at(row, config.solution_key)
+    if isinstance(found, list):
+        found = next(iter(found), None)
+    return found if isinstance(found, str) else None
 
 
 def read_rows(config: SourceConfig) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -94,6 +131,8 @@ def _objects(path: Path) -> list[dict[str, Any]]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not to be read as JSON: {error}") from error
+    if isinstance(found, dict):  # of rows by their names
+        found = list(found.values())
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InputError(f"{path}: a list of JSON objects is expected")
     return found

@@ -1,25 +1,18 @@
 """The steps by their names in a recipe. A step's fields are its settings there."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
 from megatron_rl.config.loader import refusals
 from megatron_rl.curation.answers import LongAnswer, UnreadableAnswer
+from megatron_rl.curation.code import DatedAfter, GoldenSolution, Interactive, SpecialJudge, WeakTests
 from megatron_rl.curation.decontamination import Decontamination
 from megatron_rl.curation.duplicates import ExactDuplicates, NearDuplicates
 from megatron_rl.curation.statements import Figure, Language, Length, MultiPart, MultipleChoice, Proof, TrueFalse
-from megatron_rl.data.problems import Problem
+from megatron_rl.curation.step import Step
 from megatron_rl.errors import InputError
-
-
-class Step(Protocol):
-    """Of one run over a dataset, whose problems it sees in their order."""
-
-    def why_not(self, problem: Problem) -> str | None:
-        """Why a problem is left out, or None."""
-
 
 STEPS: Mapping[str, type[Step]] = {
     "length": Length,
@@ -31,6 +24,11 @@ STEPS: Mapping[str, type[Step]] = {
     "figure": Figure,
     "long_answer": LongAnswer,
     "unreadable_answer": UnreadableAnswer,
+    "special_judge": SpecialJudge,
+    "interactive": Interactive,
+    "weak_tests": WeakTests,
+    "golden_solution": GoldenSolution,
+    "dated_after": DatedAfter,
     "exact_duplicates": ExactDuplicates,
     "near_duplicates": NearDuplicates,
     "decontamination": Decontamination,

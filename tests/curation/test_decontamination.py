@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megatron_rl.config.schema import Domain
 from megatron_rl.curation.decontamination import Decontamination, NgramIndex
 from megatron_rl.curation.recipe import SourceConfig
+from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.text import words
 from megatron_rl.data.problems import Problem
 from megatron_rl.errors import InputError
@@ -92,8 +93,8 @@ def test_a_short_problem_is_found_only_by_itself() -> None:
 # The step -----------------------------------------------------------------------------------------------------------
 
 
-def problem(statement: str) -> Problem:
-    return Problem("p", statement, Domain.MATH, "1", None, None, None, None)
+def problem(statement: str) -> Candidate:
+    return Candidate(Problem("p", statement, Domain.MATH, "1", None, None, None, None), "source", {})
 
 
 def test_the_reason_names_benchmark_problem_and_words(tmp_path: Path) -> None:

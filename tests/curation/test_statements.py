@@ -5,16 +5,17 @@ import pytest
 from megatron_rl.config.schema import Domain
 from megatron_rl.curation.answers import LongAnswer, UnreadableAnswer
 from megatron_rl.curation.duplicates import ExactDuplicates, NearDuplicates
+from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.statements import Figure, Language, Length, MultiPart, MultipleChoice, Proof, TrueFalse
-from megatron_rl.curation.steps import Step
+from megatron_rl.curation.step import Step
 from megatron_rl.curation.text import prose, words
 from megatron_rl.data.problems import Problem
 
 SUM = "Find the sum of all positive integers that divide 60."
 
 
-def problem(statement: str, answer: str = "7", name: str = "p") -> Problem:
-    return Problem(name, statement, Domain.MATH, answer, None, None, None, None)
+def problem(statement: str, answer: str = "7", name: str = "p") -> Candidate:
+    return Candidate(Problem(name, statement, Domain.MATH, answer, None, None, None, None), "source", {})
 
 
 LEFT_OUT: list[tuple[Step, str]] = [

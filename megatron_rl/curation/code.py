@@ -1,0 +1,93 @@
+"""Steps that look at a code problem: whether its tests can tell a right program from a wrong one."""
+
+from dataclasses import dataclass
+
+from megatron_rl.curation.sources import Candidate
+from megatron_rl.curation.statements import Worded, any_case
+from megatron_rl.curation.step import Step
+from verifiers.pool import VerifierPool
+from verifiers.tasks import CodeTask
+from verifiers.verdict import Verdict
+
+
+@dataclass
+class SpecialJudge(Worded):
+    """Statements with more than one right output, of which the tests hold one."""
+
+    PATTERNS = any_case(
+        r"\b(?:print|output|return|find|report)\b[^.]{0,40}\bany (?:one )?(?:of|valid|such|correct|possible)\b",
+        r"\bany (?:valid|correct) (?:answer|solution|output|order)\b",
+        r"\bif there (?:are|is) (?:multiple|several|many|more than one)\b[^.]{0,60}\b(?:any|one of)\b",
+        r"\b(?:multiple|several) (?:answers|solutions|outputs) (?:exist|are possible)\b",
+        r"\b(?:print|output|return|list|give)\b[^.]{0,80}\bin any order\b",
+        r"\b(?:absolute|relative) (?:or (?:absolute|relative) )?error\b",
+        r"\bspecial (?:judge|checker)\b",
+    )
+
+
+@dataclass
+class Interactive(Worded):
+    """Problems in which the program talks with the judge."""
+
+    PATTERNS = any_case(
+        r"\binteractive (?:problem|task)\b", r"\bflush (?:the )?(?:output|stdout|standard output)\b", r"\binteractor\b"
+    )
+
+
+@dataclass
+class WeakTests(Step):
+    """Tests that are too few, or that a program passes which always prints the same."""
+
+    min_tests: int = 5
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        tests = candidate.problem.tests or ()
+        if len(tests) < self.min_tests:
+            return f"{len(tests)} of {self.min_tests} tests"
+        outputs = {tuple(test["output"].split()) for test in tests}
+        return "every test has the same output" if len(outputs) == 1 else None
+
+
+@dataclass
+class GoldenSolution(Step):
+    """Problems whose own solution does not pass their tests, or that have none."""
+
+    timeout_seconds: float = 6.0
+    """Per test."""
+
+    def __post_init__(self) -> None:
+        self._pool = VerifierPool(1)
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        problem = candidate.problem
+        if candidate.solution is None:
+            return "no solution"
+        task = CodeTask(
+            f"</think>\n```python\n{candidate.solution}\n```",
+            problem.tests or (),
+            fn_name=problem.fn_name,
+            starter_code=problem.starter_code,
+            timeout=self.timeout_seconds,
+        )
+        result = self._pool.submit(task).result()
+        return None if result.verdict is Verdict.PASS else f"{result.verdict.value}: {result.detail}"
+
+    def close(self) -> None:
+        """End the sandbox."""
+        self._pool.close()
+
+
+@dataclass
+class DatedAfter(Step):
+    """Problems that were published after a day: a benchmark may hold them."""
+
+    key: str = "date"
+    """In `meta`; begins with YYYY-MM-DD."""
+    last: str = "2024-08-01"
+    """The last day that stays (arXiv 2505.16400, section 3.2)."""
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        day = str(candidate.meta.get(self.key) or "")[:10]
+        if not day:
+            return f"no {self.key}"
+        return day if day > self.last else None
