@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A checkpoint on a benchmark, one task per GPU: sbatch slurm/evaluate.sh CHECKPOINT FILE [key=value ...]
+# A checkpoint on a benchmark, one task per GPU: sbatch slurm/evaluate.sh CHECKPOINT NAME|FILE [options of eval]
 # Source slurm/site.env first: what it sets wins over the lines below.
 #SBATCH --job-name=evaluate
 #SBATCH --output=slurm/%x-%j.log

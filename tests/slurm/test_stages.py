@@ -157,6 +157,6 @@ def test_a_checkpoint_is_evaluated_by_a_task_per_gpu(slurm: Cluster, checkout: P
     settings += ["generation.max_new_tokens=48", "generation.enforce_eager=true", "verifier.num_workers=1"]
     job = submit(slurm, checkout, "slurm/evaluate.sh", "runs/14b/math_24k", "data/aime24.jsonl", *settings)
     slurm.wait(job, ["COMPLETED"], RUN_SECONDS)
-    summary = json.loads(slurm.output(job).splitlines()[-1])
-    assert summary["prompts"] == 8
-    assert summary["verdicts"].get("pass", 0) > 0
+    figures = json.loads(slurm.output(job).splitlines()[-1])["benchmarks"]["aime24"]
+    assert figures["prompts"] == 8
+    assert figures["verdicts"].get("pass", 0) > 0
