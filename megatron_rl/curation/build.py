@@ -109,12 +109,12 @@ def _run(recipe: DatasetRecipe, steps: list[Step], counts: list[Counts], folder:
             if reason is None:
                 assert isinstance(row, Candidate)
                 kept[row.source] += 1
-                _write(dataset, _record(row.problem) | {"source": row.source, "meta": row.meta})
+                _write(dataset, _record(row.problem, recipe.prompt_key) | {"source": row.source, "meta": row.meta})
                 continue
             count = counts[place]
             has_text = isinstance(row, Candidate) and count.left_out.total() < recipe.samples_per_step
             identifier = row.problem.id if isinstance(row, Candidate) else row.id
-            text = _record(row.problem) if has_text and isinstance(row, Candidate) else {}
+            text = _record(row.problem, recipe.prompt_key) if has_text and isinstance(row, Candidate) else {}
             _write(left_out[place], {"id": identifier, "reason": reason} | text)
             if count.left_out.total() < _EXAMPLES:
                 count.examples.append(f"{identifier}: {reason}")
@@ -156,11 +156,11 @@ def _judge(row: Candidate | Unreadable, steps: list[Step], counts: list[Counts])
     return len(steps), None
 
 
-def _record(problem: Problem) -> dict[str, Any]:
+def _record(problem: Problem, prompt_key: str) -> dict[str, Any]:
     """A line that `load_problems` reads."""
     columns = {
         "id": problem.id,
-        "prompt": problem.question,
+        prompt_key: problem.question,
         "answer": problem.answer,
         "tests": problem.tests,
         "fn_name": problem.fn_name,

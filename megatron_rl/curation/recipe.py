@@ -52,6 +52,8 @@ class DatasetRecipe:
     """By name; of problems that are the same, the first source's stays."""
     steps: dict[str, Any] = field(default_factory=dict)
     """Settings of each step by its name, in the order of the steps; null: without this one."""
+    prompt_key: str = "prompt"
+    """The column of the statements in the dataset; the stages of the paper's recipes read `problem`."""
     samples_per_step: int = 100
     """Problems that a step left out are written with their text up to this number, the others with the reason only."""
 

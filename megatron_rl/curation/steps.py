@@ -9,6 +9,7 @@ from megatron_rl.config.loader import refusals
 from megatron_rl.curation.answers import LongAnswer, UnreadableAnswer
 from megatron_rl.curation.code import DatedAfter, GoldenSolution, Interactive, SpecialJudge, WeakTests
 from megatron_rl.curation.decontamination import Decontamination
+from megatron_rl.curation.difficulty import Difficulty
 from megatron_rl.curation.duplicates import ExactDuplicates, NearDuplicates
 from megatron_rl.curation.statements import Figure, Language, Length, MultiPart, MultipleChoice, Proof, TrueFalse
 from megatron_rl.curation.step import Step
@@ -29,6 +30,7 @@ STEPS: Mapping[str, type[Step]] = {
     "weak_tests": WeakTests,
     "golden_solution": GoldenSolution,
     "dated_after": DatedAfter,
+    "difficulty": Difficulty,
     "exact_duplicates": ExactDuplicates,
     "near_duplicates": NearDuplicates,
     "decontamination": Decontamination,

@@ -235,12 +235,7 @@ _PLACE = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 def figures_of(experience: "Experience", problems: Sequence[Problem]) -> dict[str, Any]:
     """Of one benchmark; samples that could not be verified count for nothing but the verdicts."""
     samples = experience.samples
-    answers: dict[int, list[Answer]] = {}
-    for sample in samples:
-        if sample.result.verdict is not Verdict.INFRA_ERROR:
-            answer = Answer(sample.result.extracted, sample.result.verdict is Verdict.PASS)
-            answers.setdefault(sample.prompt_index, []).append(answer)
-    groups = list(answers.values())
+    groups = [answers for answers in _answers(experience, problems) if answers]
     if not groups:
         raise RunStopped(f"no sample could be verified; the last said: {samples[-1].result.detail!r}")
     accuracy, fewest = avg_at_k(groups), min(map(len, groups))
@@ -259,6 +254,36 @@ def figures_of(experience: "Experience", problems: Sequence[Problem]) -> dict[st
     }
 
 
+def problem_figures(experience: "Experience", problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Of every problem with a sample that could be verified: what difficulty is told by."""
+    lengths: dict[int, list[int]] = {}
+    for sample in experience.samples:
+        lengths.setdefault(sample.prompt_index, []).append(len(sample.sample.tokens))
+    found = []
+    for index, (problem, answers) in enumerate(zip(problems, _answers(experience, problems), strict=True)):
+        if answers:
+            is_math = problem.domain is Domain.MATH
+            found.append(
+                {
+                    "id": problem.id,
+                    "samples": len(answers),
+                    "pass_rate": avg_at_k([answers]).value,
+                    "majority": maj_at_k([answers], equivalent).value if is_math else None,
+                    "length_mean": statistics.fmean(lengths[index]),
+                }
+            )
+    return found
+
+
+def _answers(experience: "Experience", problems: Sequence[Problem]) -> list[list[Answer]]:
+    """Of the samples of each problem that could be verified."""
+    found: list[list[Answer]] = [[] for _ in problems]
+    for sample in experience.samples:
+        if sample.result.verdict is not Verdict.INFRA_ERROR:
+            found[sample.prompt_index].append(Answer(sample.result.extracted, sample.result.verdict is Verdict.PASS))
+    return found
+
+
 def _powers_of_two(most: int) -> list[int]:
     return [1 << n for n in range(most.bit_length())]
 
@@ -269,4 +294,6 @@ def _write(out: Path, experience: "Experience", prompt_set: "PromptSet", figures
     out.mkdir(parents=True, exist_ok=True)
     records = (sample_record(sample, prompt_set, 0, "evaluation") for sample in experience.samples)
     write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    scores = problem_figures(experience, prompt_set.problems)
+    write_text(out / "problems.jsonl", "".join(json.dumps(score) + "\n" for score in scores))
     write_json(out / "summary.json", figures)

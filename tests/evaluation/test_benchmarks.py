@@ -11,7 +11,7 @@ from megatron_rl.config.schema import DataConfig
 from megatron_rl.data.problems import Problem
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.benchmarks import BENCHMARKS, find_benchmarks
-from megatron_rl.evaluation.evaluate import figures_of
+from megatron_rl.evaluation.evaluate import figures_of, problem_figures
 from megatron_rl.evaluation.journal import EvaluationJournal
 from megatron_rl.evaluation.table import markdown_table
 from megatron_rl.experience import Experience, ScoredSample
@@ -65,6 +65,21 @@ def test_right_answers_score_1_and_those_of_another_problem_0(name: str, folder:
     assert score(problems, answers) == 1.0
     wrong = [f"{answer} + 1" for answer in answers]
     assert score(problems, wrong) < 0.01 if folder == PUBLIC else score(problems, wrong) == 0.0
+
+
+def test_every_problem_has_its_own_figures(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"prompt": "?", "answer": a}) + "\n" for a in ANSWERS))
+    (benchmark,) = find_benchmarks([str(tmp_path / "mine.jsonl")], tmp_path, DataConfig(path=""), 3)
+    answers = [["7", "7", "8"], ["7", "7.0", "12"], ["", "", ""]]
+    samples = [sample_of(i, answer, ANSWERS[i]) for i, group in enumerate(answers) for answer in group]
+    samples[-1] = replace(samples[-1], result=Result(Verdict.INFRA_ERROR, None, 0.0))
+    found = problem_figures(Experience(samples, [], 1.0, 1.0, 0, 0.0), benchmark.problems())
+    assert [(one["id"], one["samples"], one["majority"], one["length_mean"]) for one in found] == [
+        ("1", 3, 1.0, 2),
+        ("2", 3, 0.0, 2),
+        ("3", 2, 0.0, 2),
+    ]
+    assert [one["pass_rate"] for one in found] == pytest.approx([2 / 3, 1 / 3, 0])
 
 
 def test_the_samples_are_the_papers_unless_told(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ def test_killed_and_started_again_it_has_each_sample_once(
     assert summary["benchmarks"]["aime24"]["prompts"] == 1
     assert f"| model | sums avg@{SAMPLES} | AIME24 avg@{SAMPLES} |" in (out / "table.md").read_text()
     assert kept(out) == []
+    scores = [json.loads(line) for line in (out / "sums" / "problems.jsonl").read_text().splitlines()]
+    assert [(score["id"], score["samples"], score["pass_rate"]) for score in scores] == [
+        (str(number), SAMPLES, 0.0) for number in (1, 2, 3)
+    ]
 
     records = [json.loads(line) for line in (out / "sums" / "samples.jsonl").read_text().splitlines()]
     places = [(record["id"], record["sample"]) for record in records]
