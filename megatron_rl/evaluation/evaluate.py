@@ -2,8 +2,6 @@
 
 import json
 import os
-import statistics
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,14 +15,12 @@ from converters.errors import ConversionError
 from converters.hf_config import weight_files
 from megatron_rl.config.loader import parse_overrides, refusals
 from megatron_rl.config.schema import ClusterConfig, DataConfig, Domain, GenerationConfig, Precision, VerifierConfig
-from megatron_rl.data.problems import Problem
-from megatron_rl.errors import InputError, RunStopped
+from megatron_rl.errors import InputError
 from megatron_rl.evaluation.benchmarks import Benchmark
-from megatron_rl.evaluation.metrics import Answer, avg_at_k, maj_at_k, pass_at_k
+from megatron_rl.evaluation.figures import figures_of, problem_figures
 from megatron_rl.evaluation.table import markdown_table
+from megatron_rl.rollout.samples import Sampling
 from megatron_rl.run_folder import RunFolder, write_json, write_text
-from verifiers.math.compare import equivalent
-from verifiers.verdict import Verdict
 
 if TYPE_CHECKING:
     from megatron_rl.evaluation.journal import EvaluationJournal
@@ -34,7 +30,6 @@ if TYPE_CHECKING:
 
 
 _PROMPT_TOKENS = 2048
-_JOURNAL = "journal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,27 +117,27 @@ def evaluate(
     from megatron_rl.stage import PromptSet  # with it comes Megatron-Core
 
     sets = {name: PromptSet(found, prompts[name]) for name, found in problems.items()}
-    figures = {}
+    figures, journals = {}, []
     with _engines(folder, config) as (parallel, maker):
         for benchmark in benchmarks:
             prompt_set = sets[benchmark.name]
-            journal = None
             if out is not None:
                 asked = _asked(folder, benchmark, config, prompt_set)
-                journal = EvaluationJournal(out / benchmark.name / _JOURNAL, asked, parallel.rank)
+                journals.append(EvaluationJournal(out / benchmark.name / "journal", asked, parallel.rank))
+            journal = journals[-1] if journals else None
             experience = _collect(benchmark, config, prompt_set, journal, parallel.is_main, maker)
-            if not parallel.is_main:
-                continue
-            figures[benchmark.name] = figures_of(experience, prompt_set.problems)
-            if out is not None and journal is not None:
-                _write(out / benchmark.name, experience, prompt_set, figures[benchmark.name])
-                journal.remove()
+            if parallel.is_main:
+                figures[benchmark.name] = figures_of(experience, prompt_set.problems)
+                if out is not None:
+                    _write(out / benchmark.name, experience, prompt_set, figures[benchmark.name])
     if not parallel.is_main:
         return None
     summary = {"checkpoint": str(checkpoint), "benchmarks": figures}
     if out is not None:
         write_json(out / "summary.json", summary)
         write_text(out / "table.md", markdown_table(checkpoint.name, figures))
+    for journal in journals:  # until now a restart needs all of them
+        journal.remove()
     return summary
 
 
@@ -169,8 +164,12 @@ def _asked(folder: Path, benchmark: Benchmark, config: EvaluationConfig, prompt_
     weights = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return [
         *(str(folder.resolve()), weights, prompt_set.prompts, benchmark.samples, config.seed),
-        *(asdict(config.generation), config.precision, config.context),
+        *(asdict(_sampling(config.generation)), config.generation.fp8, config.precision, config.context),
     ]
+
+
+def _sampling(generation: GenerationConfig) -> Sampling:
+    return Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
 
 
 def _collect(
@@ -185,9 +184,7 @@ def _collect(
     import torch.distributed as dist
 
     from megatron_rl.progress import Progress
-    from megatron_rl.rollout.samples import Sampling
 
-    generation = config.generation
     known = journal.read(prompt_set.prompts) if journal is not None and is_main else []
     dist.barrier()  # before another rank begins a file of its own
     with ExitStack() as stack:
@@ -201,7 +198,7 @@ def _collect(
             prompt_set.problems,
             prompt_set.prompts,
             benchmark.samples,
-            Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens),
+            _sampling(config.generation),
             f"{config.seed}/evaluation",
             show,
             known=known,
@@ -230,62 +227,6 @@ def _join(config: EvaluationConfig) -> "Parallel":
 
 
 _PLACE = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-
-
-def figures_of(experience: "Experience", problems: Sequence[Problem]) -> dict[str, Any]:
-    """Of one benchmark; samples that could not be verified count for nothing but the verdicts."""
-    samples = experience.samples
-    groups = [answers for answers in _answers(experience, problems) if answers]
-    if not groups:
-        raise RunStopped(f"no sample could be verified; the last said: {samples[-1].result.detail!r}")
-    accuracy, fewest = avg_at_k(groups), min(map(len, groups))
-    is_math = all(problem.domain is Domain.MATH for problem in problems)
-    return {
-        "prompts": len(problems),
-        "samples_per_prompt": len(samples) // len(problems),
-        "accuracy": accuracy.value,
-        "accuracy_error": accuracy.error,
-        "pass_at": {str(k): pass_at_k(groups, k).value for k in _powers_of_two(fewest)},
-        **({"majority": maj_at_k(groups, equivalent).value} if is_math else {}),
-        "verdicts": dict(Counter(sample.result.verdict.value for sample in samples)),
-        "length_mean": statistics.fmean(len(sample.sample.tokens) for sample in samples),
-        "truncated_fraction": sum(sample.sample.truncated for sample in samples) / len(samples),
-        "seconds": round(experience.generation_seconds + experience.verification_wait_seconds, 1),
-    }
-
-
-def problem_figures(experience: "Experience", problems: Sequence[Problem]) -> list[dict[str, Any]]:
-    """Of every problem with a sample that could be verified: what difficulty is told by."""
-    lengths: dict[int, list[int]] = {}
-    for sample in experience.samples:
-        lengths.setdefault(sample.prompt_index, []).append(len(sample.sample.tokens))
-    found = []
-    for index, (problem, answers) in enumerate(zip(problems, _answers(experience, problems), strict=True)):
-        if answers:
-            is_math = problem.domain is Domain.MATH
-            found.append(
-                {
-                    "id": problem.id,
-                    "samples": len(answers),
-                    "pass_rate": avg_at_k([answers]).value,
-                    "majority": maj_at_k([answers], equivalent).value if is_math else None,
-                    "length_mean": statistics.fmean(lengths[index]),
-                }
-            )
-    return found
-
-
-def _answers(experience: "Experience", problems: Sequence[Problem]) -> list[list[Answer]]:
-    """Of the samples of each problem that could be verified."""
-    found: list[list[Answer]] = [[] for _ in problems]
-    for sample in experience.samples:
-        if sample.result.verdict is not Verdict.INFRA_ERROR:
-            found[sample.prompt_index].append(Answer(sample.result.extracted, sample.result.verdict is Verdict.PASS))
-    return found
-
-
-def _powers_of_two(most: int) -> list[int]:
-    return [1 << n for n in range(most.bit_length())]
 
 
 def _write(out: Path, experience: "Experience", prompt_set: "PromptSet", figures: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from megatron_rl.config.schema import DataConfig
 from megatron_rl.data.problems import Problem
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.benchmarks import BENCHMARKS, find_benchmarks
-from megatron_rl.evaluation.evaluate import figures_of, problem_figures
+from megatron_rl.evaluation.figures import figures_of, problem_figures
 from megatron_rl.evaluation.journal import EvaluationJournal
 from megatron_rl.evaluation.table import markdown_table
 from megatron_rl.experience import Experience, ScoredSample
