@@ -56,6 +56,8 @@ class Site:
                 f"{self.path}: SBATCH_GPUS and SBATCH_GPUS_PER_NODE are two numbers or none; it has {given}"
             )
         gpus, per_node = int(given["gpus"]), int(given["gpus_per_node"])
+        if gpus == 0 or per_node == 0:
+            raise InputError(f"{self.path}: {given}; a job has one GPU or more on each node")
         if gpus % per_node:
             raise InputError(f"{self.path}: SBATCH_GPUS={gpus} is no multiple of SBATCH_GPUS_PER_NODE={per_node}")
         return [f"cluster.num_nodes={gpus // per_node}", f"cluster.gpus_per_node={per_node}"]

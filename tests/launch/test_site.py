@@ -41,6 +41,7 @@ def test_the_size_is_whole_nodes_or_nothing(tmp_path: Path) -> None:
     for text, message in (
         ("SBATCH_GPUS=64", "two numbers or none"),
         ("SBATCH_GPUS=64\nSBATCH_GPUS_PER_NODE=h100:8", "two numbers or none"),
+        ("SBATCH_GPUS=8\nSBATCH_GPUS_PER_NODE=0", "a job has one GPU or more on each node"),
         ("SBATCH_GPUS=12\nSBATCH_GPUS_PER_NODE=8", "SBATCH_GPUS=12 is no multiple of SBATCH_GPUS_PER_NODE=8"),
     ):
         with pytest.raises(InputError, match=message):
