@@ -41,10 +41,11 @@ BY_THE_CLOCK = (
     "generation/engine_restarts",
 )
 SECONDS, PATIENCE_SECONDS = 1800.0, 30.0
-MOMENTS = (12.0, 60.0)
-"""A kill comes within so many seconds after the start, or after the last kill that the run survived: within the first,
-where much is being set up, as often as within the second."""
+MOMENTS = ("early", "at any time", "in a step")
+"""When a kill comes after the start, or after the last one that the run survived: each as often as the others."""
+EARLY_SECONDS, ANY_SECONDS, STEP_SECONDS = 12.0, 60.0, 3.0
 _MARK = "CHAOS_RUN"
+_ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,12 @@ class Pipeline:
         """Its last file is there."""
         return (self.folder / "runs" / self.name / "summary.json").is_file()
 
+    def traces(self) -> list[str]:
+        """What changes with every step: lines, checkpoints, the journal."""
+        folder = self.run(self.place()[0]).path
+        names = [str(path) for name in ("journal", "checkpoints") for path in (folder / name).glob("*")]
+        return [*sorted(names), str(self.place())]
+
     def place(self) -> tuple[str, int]:
         """The stage that is under way and how many steps it has logged."""
         stage = next((stage for stage in STAGES if not self.run(stage).summary.is_file()), STAGES[-1])
@@ -129,12 +136,14 @@ def kill_at_random(pipeline: Pipeline, made: list[Kill], kills: int, rng: random
         process, before = pipeline.start(), len(made)
         begin = time.monotonic()
         while process.poll() is None and len(made) < kills:
-            wait(process, rng.uniform(0.0, rng.choice(MOMENTS)))
+            await_moment(pipeline, process, rng)
             victims = [] if process.poll() is not None else processes_of(process.pid)
             if not victims:
                 break
             victim, (stage, steps) = rng.choice(victims), pipeline.place()
             role = role_of(victim, process.pid)
+            if role == _ENDED:
+                continue
             seconds = time.monotonic() - begin
             try:
                 victim.kill()
@@ -149,6 +158,17 @@ def kill_at_random(pipeline: Pipeline, made: list[Kill], kills: int, rng: random
         left = left_over(pipeline.folder)
         assert not left, f"left over: {left}"
         assert status == 0 or len(made) > before, f"status {status} of a run left alone: {log_of(pipeline.folder)}"
+
+
+def await_moment(pipeline: Pipeline, process: "subprocess.Popen[bytes]", rng: random.Random) -> None:
+    """Until the next kill is due, or the process has ended."""
+    moment, limit = rng.choice(MOMENTS), time.monotonic() + ANY_SECONDS
+    if moment == "in a step":
+        before = pipeline.traces()
+        while process.poll() is None and pipeline.traces() == before and time.monotonic() < limit:
+            time.sleep(0.05)
+    seconds = {"early": EARLY_SECONDS, "at any time": ANY_SECONDS, "in a step": STEP_SECONDS}[moment]
+    wait(process, rng.uniform(0.0, seconds))
 
 
 def processes_of(pid: int) -> list[psutil.Process]:
@@ -167,7 +187,7 @@ def role_of(process: psutil.Process, launcher: int) -> str:
         parent = process.parent()
         of_rank = parent is not None and parent.pid != launcher and "megatron_rl" in " ".join(parent.cmdline())
     except psutil.Error:
-        return "ended"
+        return _ENDED
     if process.pid == launcher:
         return "launcher"
     if name.startswith("VLLM"):
