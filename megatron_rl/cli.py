@@ -101,7 +101,7 @@ def evaluate(
     overrides: Overrides = None,
     data: Annotated[Path, typer.Option(help="Folder with the files of the named benchmarks.")] = Path("data"),
     out: Annotated[
-        Path | None, typer.Option(help="Folder for samples and figures; what is in it is not redone.")
+        Path | None, typer.Option(help="Folder for samples and figures; a killed evaluation goes on there.")
     ] = None,
 ) -> None:
     """Accuracy on benchmarks, as one process or as a task of a job; prints a JSON summary.

@@ -53,7 +53,7 @@ def data_build(
 ) -> None:
     """Make a dataset: read its sources, leave out what its steps say, write what is left and why the rest is not.
 
-    Prints what became of the problems as JSON; in the dataset's folder, left_out/ has every one and the reason.
+    Prints what became of the problems as JSON; NAME_left_out/ beside the dataset has every one and the reason.
     """
     from megatron_rl.curation.build import build, table_of
     from megatron_rl.curation.recipe import load_recipe
@@ -63,5 +63,5 @@ def data_build(
     with console.status("reading") as status:
         report = build(made, lambda source, rows: status.update(f"{source}: {rows:,} rows read"))
     console.print(table_of(report))
-    console.print(f"wrote {made.output}", soft_wrap=True)
+    console.print(f"wrote {made.dataset}", soft_wrap=True)
     print(json.dumps(report))

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_rl.config.schema import VerifierConfig
 from megatron_rl.data.problems import Problem
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, RunStopped
 from megatron_rl.parallel import broadcast_object, stop_if_preempted
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.rollout import Rollout
@@ -120,7 +121,7 @@ class ExperienceMaker:
             keep: given every new sample of this rank the moment it has its verdict, by any thread.
 
         Raises:
-            RunStopped: an engine dies again and again.
+            RunStopped: an engine dies again and again, or a sample cannot be kept.
             Preempted: on all ranks; nothing of what was generated is kept.
         """
         total = len(problems) * samples_per_prompt
@@ -128,10 +129,22 @@ class ExperienceMaker:
         samples: list[Sample] = []
         verdicts: list[Future[Result]] = []
 
+        lost: list[OSError] = []
+
+        def try_to_keep(sample: Sample, verdict: Future[Result]) -> None:
+            if verdict.cancelled() or verdict.exception() is not None:  # whoever waits for it is told
+                return
+            try:
+                keep(ScoredSample(sample, verdict.result()))
+            except OSError as error:  # which a future would swallow
+                lost.append(error)
+
         def on_sample(sample: Sample) -> None:
+            if lost:
+                raise RunStopped(f"samples cannot be kept: {lost[0]}; make room and start the same command again")
             samples.append(sample)
             verdict = self._verify(problems[sample.request.prompt_index], sample)
-            verdict.add_done_callback(lambda verdict: keep(ScoredSample(sample, verdict.result())))
+            verdict.add_done_callback(partial(try_to_keep, sample))
             verdicts.append(verdict)
 
         if self._pool is not None:

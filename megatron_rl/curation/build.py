@@ -47,18 +47,17 @@ class Counts:
 
 
 _EXAMPLES, _ROWS_SHOWN = 5, 500
-_REPORT = "report.json"
 
 
 def build(recipe: DatasetRecipe, show: Show = lambda source, rows: None) -> dict[str, Any]:
-    """Make the recipe's output folder, in place of one that is there:
+    """Make the recipe's dataset, in place of an earlier one that was made so:
 
-        NAME.jsonl            the dataset: id, prompt, answer, source, meta
-        report.json           problems in and out by step and by source
-        left_out/STEP.jsonl   whatever a step left out, with the reason
+        NAME.jsonl                  id, prompt, answer, source, meta
+        NAME_left_out/report.json   problems in and out by step and by source
+        NAME_left_out/STEP.jsonl    whatever a step left out, with the reason
 
-    The same recipe on the same files gives the same bytes. Memory is bounded but for the two steps that look for
-    duplicates, which remember what they have seen.
+    The same recipe on the same files gives the same bytes. What is remembered of the problems are ids, and what
+    the steps that look for duplicates have seen.
 
     Args:
         show: told the source and the number of its rows read so far, now and then.
@@ -71,23 +70,26 @@ def build(recipe: DatasetRecipe, show: Show = lambda source, rows: None) -> dict
     """
     steps = {name: make_step(name, settings) for name, settings in recipe.steps.items() if settings is not None}
     counts = [Counts(name) for name in (READ, *steps)]
-    output = recipe.output
-    if output.exists() and not (output / _REPORT).is_file():
-        raise InputError(f"{output}: is there, and no dataset; remove it, or set another output_dir")
-    temporary = output.with_name(f".{output.name}.tmp")
+    for made in (recipe.dataset, recipe.left_out):
+        if made.exists() and not recipe.report.is_file():
+            raise InputError(
+                f"{made}: is there, and no dataset was built; remove it, or set another name or output_dir"
+            )
+    temporary = recipe.dataset.with_name(f".{recipe.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "left_out").mkdir(parents=True)
+        (temporary / recipe.left_out.name).mkdir(parents=True)
         kept = _run(recipe, list(steps.values()), counts, temporary, show)
         if not kept:
             last = next(count for count in counts if not count.passed)
             raise InputError(f"{recipe.name}: no problem is left after {last.name}: {last.examples[0]}")
         report = _report(recipe, counts, kept)
-        write_json(temporary / _REPORT, report)
-        shutil.rmtree(output, ignore_errors=True)
-        temporary.rename(output)
+        write_json(temporary / recipe.left_out.name / recipe.report.name, report)
+        shutil.rmtree(recipe.left_out, ignore_errors=True)
+        (temporary / recipe.left_out.name).rename(recipe.left_out)
+        (temporary / recipe.dataset.name).rename(recipe.dataset)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error}") from error
+        raise InputError(f"{recipe.dataset}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for step in steps.values():
@@ -99,9 +101,9 @@ def _run(recipe: DatasetRecipe, steps: list[Step], counts: list[Counts], folder:
     """Write the files of a dataset; the number of its problems by source."""
     kept: Counter[str] = Counter()
     with ExitStack() as stack:
-        dataset = stack.enter_context(open(folder / f"{recipe.name}.jsonl", "w", encoding="utf-8"))
+        dataset = stack.enter_context(open(folder / recipe.dataset.name, "w", encoding="utf-8"))
         left_out = [
-            stack.enter_context(open(folder / "left_out" / f"{count.name}.jsonl", "w", encoding="utf-8"))
+            stack.enter_context(open(folder / recipe.left_out.name / f"{count.name}.jsonl", "w", encoding="utf-8"))
             for count in counts
         ]
         for row in _rows(recipe, show):

@@ -1,10 +1,12 @@
 """Steps that look at a code problem: whether its tests can tell a right program from a wrong one."""
 
 from dataclasses import dataclass
+from datetime import date
 
 from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.statements import Worded, any_case
 from megatron_rl.curation.step import Step
+from megatron_rl.errors import RunStopped
 from verifiers.pool import VerifierPool
 from verifiers.tasks import CodeTask
 from verifiers.verdict import Verdict
@@ -16,9 +18,9 @@ class SpecialJudge(Worded):
 
     PATTERNS = any_case(
         r"\b(?:print|output|return|find|report)\b[^.]{0,40}\bany (?:one )?(?:of|valid|such|correct|possible)\b",
-        r"\bany (?:valid|correct) (?:answer|solution|output|order)\b",
+        r"\b(?:any|one) (?:valid|correct) (?:answer|solution|output|order)\b",
         r"\bif there (?:are|is) (?:multiple|several|many|more than one)\b[^.]{0,60}\b(?:any|one of)\b",
-        r"\b(?:multiple|several) (?:answers|solutions|outputs) (?:exist|are possible)\b",
+        r"\b(?:multiple|several) (?:answers|solutions|outputs) (?:exist|are possible)\b(?![^.]{0,30}\bthe one\b)",
         r"\b(?:print|output|return|list|give)\b[^.]{0,80}\bin any order\b",
         r"\b(?:absolute|relative) (?:or (?:absolute|relative) )?error\b",
         r"\bspecial (?:judge|checker)\b",
@@ -70,6 +72,8 @@ class GoldenSolution(Step):
             timeout=self.timeout_seconds,
         )
         result = self._pool.submit(task).result()
+        if result.verdict is Verdict.INFRA_ERROR:
+            raise RunStopped(f"{problem.id}: its solution could not be run: {result.detail}; see to the sandbox")
         return None if result.verdict is Verdict.PASS else f"{result.verdict.value}: {result.detail}"
 
     def close(self) -> None:
@@ -86,8 +90,14 @@ class DatedAfter(Step):
     last: str = "2024-08-01"
     """The last day that stays (arXiv 2505.16400, section 3.2)."""
 
+    def __post_init__(self) -> None:
+        self._last = date.fromisoformat(self.last)
+
     def why_not(self, candidate: Candidate) -> str | None:
-        day = str(candidate.meta.get(self.key) or "")[:10]
-        if not day:
-            return f"no {self.key}"
-        return day if day > self.last else None
+        if self.key not in candidate.meta:
+            return f"no {self.key}; is it among the source's meta_keys?"
+        try:
+            day = date.fromisoformat(str(candidate.meta[self.key])[:10])
+        except ValueError:
+            return f"{self.key} is {candidate.meta[self.key]!r}, not YYYY-MM-DD"
+        return str(day) if day > self._last else None

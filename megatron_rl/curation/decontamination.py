@@ -33,6 +33,8 @@ class NgramIndex:
     """
 
     size: int
+    num_problems: int = 0
+    """That were added and have words."""
     _grams: dict[Gram, tuple[str, str]] = field(default_factory=dict)
     _probes: set[Gram] = field(default_factory=set)
 
@@ -45,6 +47,7 @@ class NgramIndex:
         found = tuple(words(text))
         if not found:
             return
+        self.num_problems += 1
         for gram in _runs(found, min(self.size, len(found))):
             self._grams.setdefault(gram, (benchmark, problem))
         if len(found) >= self.size:
@@ -88,11 +91,14 @@ class Decontamination(Step):
             raise InputError(f"decontamination: ngram={self.ngram}, benchmarks={sorted(self.benchmarks)}; give it both")
         self._index = NgramIndex(self.ngram)
         for name, config in self.benchmarks.items():
+            before = self._index.num_problems
             for number, row in read_rows(config):
                 text = row.get(config.prompt_key)
                 if not isinstance(text, str):
                     raise InputError(f"{config.path or config.hub}:{number}: no text in column {config.prompt_key!r}")
                 self._index.add(name, str(row.get("id", number)), text)
+            if self._index.num_problems == before:
+                raise InputError(f"decontamination: benchmarks.{name}: {config.path or config.hub} holds no problem")
 
     def why_not(self, candidate: Candidate) -> str | None:
         match = self._index.match(candidate.problem.question)

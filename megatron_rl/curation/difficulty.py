@@ -32,13 +32,14 @@ class Difficulty(Step):
     seed: int = 1
 
     def __post_init__(self) -> None:
+        if not 0 <= self.min_pass_rate <= self.max_pass_rate <= 1:
+            rates = f"min_pass_rate={self.min_pass_rate}, max_pass_rate={self.max_pass_rate}"
+            raise InputError(f"difficulty: {rates}; they are shares from 0 to 1, the first not above the second")
         self._scores: dict[str, dict[str, Any]] = {}
         for number, row in read_jsonl(Path(self.scores)):
-            missing = {"id", "pass_rate", "majority", "length_mean"} - row.keys()
-            if missing:
-                raise InputError(
-                    f"{self.scores}:{number}: no {', '.join(sorted(missing))}; is it what eval --out wrote?"
-                )
+            numbers = [row.get("pass_rate"), row.get("length_mean"), row.get("majority") or 0]
+            if "id" not in row or not all(isinstance(value, int | float) for value in numbers):
+                raise InputError(f"{self.scores}:{number}: no id, pass_rate and length_mean; eval --out writes them")
             self._scores[str(row["id"])] = row
 
     def why_not(self, candidate: Candidate) -> str | None:
@@ -49,13 +50,10 @@ class Difficulty(Step):
         rate, tokens = score["pass_rate"], score["length_mean"]
         if not self.min_pass_rate <= rate <= self.max_pass_rate:
             return f"passed in {rate:.1%} of the attempts"
-        if self.right_majority and not score["majority"]:
-            return "the majority answers otherwise"
+        if self.right_majority and score.get("majority") != 1:  # of code there is none
+            return "the majority does not answer so"
         if tokens < self.min_tokens:
             return f"{tokens:.0f} tokens"
         draw = random.Random(f"{self.seed} {identifier}").random()
-        return (
-            f"{tokens:.0f} tokens, thinned"
-            if tokens < self.thinned_below_tokens and draw >= self.thinned_share
-            else None
-        )
+        is_thinned = tokens < self.thinned_below_tokens and draw >= self.thinned_share
+        return f"{tokens:.0f} tokens, thinned" if is_thinned else None

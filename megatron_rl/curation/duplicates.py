@@ -1,6 +1,7 @@
 """Steps that leave out what an earlier problem has said."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +9,20 @@ from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.step import Step
 from megatron_rl.curation.text import words
 
+_OPERATOR = re.compile(r"[-+<>=\u00f7\u00d7*/^()]")
+_NUMBER = re.compile(r"\d+")
+
 
 @dataclass
 class ExactDuplicates(Step):
-    """Statements of the same words as an earlier one."""
+    """Statements of the same words and operators as an earlier one."""
 
     def __post_init__(self) -> None:
         self._first: dict[bytes, str] = {}
 
     def why_not(self, candidate: Candidate) -> str | None:
-        digest = hashlib.blake2b(" ".join(words(candidate.problem.question)).encode(), digest_size=16).digest()
+        said = " ".join([*words(candidate.problem.question), *_OPERATOR.findall(candidate.problem.question)])
+        digest = hashlib.blake2b(said.encode(), digest_size=16).digest()
         first = self._first.setdefault(digest, candidate.problem.id)
         return None if first == candidate.problem.id else f"as {first}"
 
@@ -26,7 +31,7 @@ class ExactDuplicates(Step):
 class NearDuplicates(Step):
     """Statements most of whose runs of words an earlier one has (MinHash: Broder, 1997).
 
-    A statement with other numbers is another problem, and stays.
+    A statement with other numbers or another reference is another problem, and stays.
     """
 
     threshold: float = 0.8
@@ -47,11 +52,11 @@ class NearDuplicates(Step):
         runs = {" ".join(found[i : i + self.run_words]) for i in range(max(1, len(found) - self.run_words + 1))}
         own = MinHash(num_perm=self.num_permutations)
         own.update_batch([run.encode() for run in sorted(runs)])
-        numbers = tuple(word for word in found if word.isdigit())
+        own_answer = (tuple(_NUMBER.findall(candidate.problem.question)), candidate.problem.answer)
         for other in sorted(self._index.query(own)):
-            hashes, its_numbers = self._hashes[other]
-            if its_numbers == numbers and own.jaccard(hashes) >= self.threshold:
+            hashes, answer = self._hashes[other]
+            if answer == own_answer and own.jaccard(hashes) >= self.threshold:
                 return f"like {other}"
         self._index.insert(candidate.problem.id, own)
-        self._hashes[candidate.problem.id] = (own, numbers)
+        self._hashes[candidate.problem.id] = (own, own_answer)
         return None

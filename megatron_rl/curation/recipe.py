@@ -43,7 +43,7 @@ class SourceConfig:
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecipe:
     name: str = MISSING
-    """Of the file that is made: OUTPUT_DIR/NAME/NAME.jsonl."""
+    """Of the file that is made: OUTPUT_DIR/NAME.jsonl."""
     domain: Domain = Domain.MATH
     folder: str = "."
     """Where the files lie; for the recipe's own use, as ${folder}."""
@@ -58,9 +58,19 @@ class DatasetRecipe:
     """Problems that a step left out are written with their text up to this number, the others with the reason only."""
 
     @property
-    def output(self) -> Path:
-        """The folder that is made."""
-        return Path(self.output_dir) / self.name
+    def dataset(self) -> Path:
+        """The file that is made."""
+        return Path(self.output_dir) / f"{self.name}.jsonl"
+
+    @property
+    def left_out(self) -> Path:
+        """The folder with what was left out, and with the report."""
+        return Path(self.output_dir) / f"{self.name}_left_out"
+
+    @property
+    def report(self) -> Path:
+        """What became of the problems."""
+        return self.left_out / "report.json"
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> DatasetRecipe:
@@ -73,6 +83,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> DatasetRecipe:
         merged = OmegaConf.merge(OmegaConf.structured(DatasetRecipe), compose(path), parse_overrides(overrides))
         recipe = OmegaConf.to_object(merged)
     assert isinstance(recipe, DatasetRecipe)
+    if Path(recipe.name).name != recipe.name:
+        raise InputError(f"{path}: name={recipe.name!r}: it must be the name of a file, without its folder")
     if not recipe.sources:
         raise InputError(f"{path}: no sources; give it one, with path or hub")
     for name, source in recipe.sources.items():

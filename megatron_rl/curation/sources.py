@@ -1,8 +1,10 @@
 """Rows of raw datasets, from files or from the Hugging Face hub, as problems."""
 
+import glob
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +49,25 @@ def read_source(name: str, config: SourceConfig, domain: Domain) -> Iterator[Can
         answer_key=config.answer_key,
         answer_marker=config.answer_marker,
     )
+    seen: set[str] = set()
     for count, (number, row) in enumerate(read_rows(config)):
         if count == config.max_rows:
             return
         place = f"{columns.path}:{number}"
         try:
+            own = {key: value for key, value in row.items() if key != "domain"}  # the recipe says which
             if domain is Domain.CODE:
-                row |= _code_columns(row, config, place)
-            problem = read_problem(row, place, columns, str(number))
+                own |= _code_columns(row, config, place)
+            problem = read_problem(own, place, columns, str(number))
+            if problem.id in seen:
+                raise InputError(f"{place}: id {problem.id!r} is also an earlier row's")
+            seen.add(problem.id)
             problem = replace(problem, id=f"{name}/{problem.id}", answer=_reference(problem.answer, config, place))
+            candidate = Candidate(problem, name, _meta(row, config, place), _solution(row, config))
         except InputError as error:
             yield Unreadable(f"{name}/{number}", name, str(error).removeprefix(f"{place}: "))
             continue
-        meta = {key: row[key] for key in config.meta_keys if key in row}
-        yield Candidate(problem, name, meta, _solution(row, config))
+        yield candidate
 
 
 def _reference(answer: str | None, config: SourceConfig, place: str) -> str | None:
@@ -72,9 +79,22 @@ def _reference(answer: str | None, config: SourceConfig, place: str) -> str | No
     return found
 
 
+def _meta(row: dict[str, Any], config: SourceConfig, place: str) -> dict[str, Any]:
+    """The columns to keep, a day as YYYY-MM-DD; such as JSON can hold."""
+    found = {key: row[key] for key in config.meta_keys if key in row}
+    found = {key: value.isoformat() if isinstance(value, date) else value for key, value in found.items()}
+    try:
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{place}: columns {list(found)} cannot be kept: {error}") from error
+    return found
+
+
 def _code_columns(row: dict[str, Any], config: SourceConfig, place: str) -> dict[str, Any]:
     """The columns of a code problem by our names."""
     fn_name = _at(row, config.fn_name_key)
+    if not any(key in row for key in config.tests_keys):
+        raise InputError(f"{place}: no column {' or '.join(config.tests_keys)}; the line has {sorted(row)}")
     try:
         tests = [test for key in config.tests_keys for test in read_tests(row.get(key), fn_name)]
     except UnreadableTests as error:
@@ -109,6 +129,8 @@ def read_rows(config: SourceConfig) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         InputError: the file or dataset cannot be read.
     """
+    if (config.path is None) == (config.hub is None):
+        raise InputError(f"a source with path={config.path}, hub={config.hub}; give it one of them")
     if config.path is None:
         yield from enumerate(_of_library(str(config.hub), config.hub_config, split=config.split), start=1)
         return
@@ -121,7 +143,7 @@ def read_rows(config: SourceConfig) -> Iterator[tuple[int, dict[str, Any]]]:
         case ".parquet":
             if not path.is_file():
                 raise InputError(f"{path}: no such file; correct the path")
-            yield from enumerate(_of_library("parquet", data_files=str(path), split="train"), start=1)
+            yield from enumerate(_of_library("parquet", data_files=glob.escape(str(path)), split="train"), start=1)
         case suffix:
             raise InputError(f"{path}: {suffix or 'no suffix'}; it must be .jsonl, .json or .parquet")
 

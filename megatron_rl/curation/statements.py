@@ -5,11 +5,12 @@ problem out, since a reference that a right answer does not match teaches the op
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.step import Step
-from megatron_rl.curation.text import prose, without_drawings, words
+from megatron_rl.curation.text import MAX_CHARACTERS, prose, without_drawings, words
 
 _SHOWN_CHARACTERS = 60
 
@@ -20,8 +21,11 @@ class Length(Step):
 
     min_words: int = 4
     max_words: int = 1000
+    max_characters: int = MAX_CHARACTERS
 
     def why_not(self, candidate: Candidate) -> str | None:
+        if len(candidate.problem.question) > self.max_characters:
+            return f"{len(candidate.problem.question)} characters"
         count = len(words(candidate.problem.question))
         return None if self.min_words <= count <= self.max_words else f"{count} words"
 
@@ -50,7 +54,7 @@ class Worded(Step):
     PATTERNS: tuple[re.Pattern[str], ...]
 
     def why_not(self, candidate: Candidate) -> str | None:
-        text = self.searched(candidate.problem.question)
+        text = self.searched(candidate.problem.question)[:MAX_CHARACTERS]
         for pattern in self.PATTERNS:
             if found := pattern.search(text):
                 return " ".join(found.group().split())[:_SHOWN_CHARACTERS]
@@ -65,42 +69,72 @@ def any_case(*patterns: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(pattern, re.IGNORECASE | re.DOTALL | re.MULTILINE) for pattern in patterns)
 
 
-_ASKS = r"(?:\?|\b(?:find|determine|compute|calculate|evaluate|what|how|which|prove|show|give|state|solve|express)\b)"
+def _in_order(text: str, marks: Sequence[re.Pattern[str]]) -> list[re.Match[str]]:
+    """The first place of the first mark, of the next one after it, and so on; empty if one is missing."""
+    found: list[re.Match[str]] = []
+    for mark in marks:
+        match = mark.search(text, found[-1].end() if found else 0)
+        if match is None:
+            return []
+        found.append(match)
+    return found
 
 
-def _parts(first: str, second: str) -> str:
-    """Two marked parts, the first of which asks for something: conditions are numbered, too."""
-    return rf"{first}(?:(?!{second}).)*?{_ASKS}.*?{second}"
+def _marks(form: str, *names: str) -> list[re.Pattern[str]]:
+    """`form` with each of the names for its @."""
+    return [re.compile(form.replace("@", name), re.MULTILINE) for name in names]
+
+
+_ASKS = re.compile(r"\?|\b(?:find|determine|compute|calculate|evaluate|prove|state|solve)\b", re.IGNORECASE)
+_PART_NAMES = (("a", "b"), ("i", "ii"), ("1", "2"))
 
 
 @dataclass
-class MultiPart(Worded):
-    """Several questions in one, of which one reference can answer but one."""
+class MultiPart(Step):
+    """Several questions in one, of which one reference can answer but one. Conditions are numbered, too: the first part
+    must ask for something, or what stands right before it."""
 
-    PATTERNS = any_case(
-        *(
-            _parts(rf"(?<![\w)\\])\({a}\)\s", rf"(?<![\w)\\])\({b}\)\s")
-            for a, b in (("a", "b"), ("i", "ii"), ("1", "2"))
-        ),
-        *(_parts(rf"^\s*{a}[.)]\s", rf"^\s*{b}[.)]\s") for a, b in (("a", "b"), ("i", "ii"), ("1", "2"))),
-        r"\bpart\s+\(?(?:a|i|1)\b.*?\bpart\s+\(?(?:b|ii|2)\b",
-        r"\bthe following (?:two|three|four) questions",
+    MARKS = tuple(
+        _marks(form, *names)
+        for form in (r"(?<![\w)\\])\(@\)\s", r"^[ \t]*@[.)]\s", r"\b[Pp]art\s+\(?@\b")
+        for names in _PART_NAMES
     )
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        text = without_drawings(candidate.problem.question)[:MAX_CHARACTERS]
+        for marks in self.MARKS:
+            if found := _in_order(text, marks):
+                first, second = found
+                before = text[max(0, first.start() - 15) : first.start()].rstrip()
+                asks = _ASKS.search(text, first.end(), second.start())
+                if asks or any(match.end() == len(before) for match in _ASKS.finditer(before)):
+                    return " ".join(text[first.start() : second.end()].split())[:_SHOWN_CHARACTERS]
+        return None
 
 
 @dataclass
 class MultipleChoice(Worded):
     """A choice among given answers, which a guess meets too often."""
 
-    PATTERNS = (
-        re.compile(r"\(A\).*?\(B\).*?\(C\)", re.DOTALL),
-        re.compile(r"(?<!\w)A[.):]\s.*?(?<!\w)B[.):]\s.*?(?<!\w)C[.):]\s", re.DOTALL),
-        *any_case(
-            r"\\text(?:bf|rm|sf)?\s*\{\s*\(?A\)?.*?\\text(?:bf|rm|sf)?\s*\{\s*\(?B\)?",
-            r"\b(?:which|how many) (?:one )?of the following\b",
-            r"\b(?:choose|select|pick) the (?:correct|right|best)\b",
-        ),
+    PATTERNS = any_case(
+        r"\b(?:which|how many) (?:one )?of the following\b", r"\b(?:choose|select|pick) the (?:correct|right|best)\b"
     )
+    MARKS = (
+        _marks(r"\(@\)", "A", "B", "C"),
+        _marks(r"(?<!\w)@[.):]\s", "A", "B", "C"),
+        _marks(r"\\text\w*\s*\{\s*\(?@\)?", "A", "B"),
+    )
+    LETTERS = _marks(r"\(@\)", "a", "b", "c")
+    """Options only where the reference is a letter: parts and vertices have such names, too."""
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        text = self.searched(candidate.problem.question)[:MAX_CHARACTERS]
+        answer = re.sub(r"\\text\w*|[{}()$.\s]", "", candidate.problem.answer or "")
+        marks = (*self.MARKS, self.LETTERS) if answer in list("ABCDEabcde") else self.MARKS
+        for each in marks:
+            if found := _in_order(text, each):
+                return " ".join(match.group().strip() for match in found)
+        return super().why_not(candidate)
 
 
 @dataclass
@@ -133,11 +167,12 @@ class Figure(Worded):
     PATTERNS = any_case(
         r"\[asy\]",
         r"\\includegraphics|\\begin\{tikzpicture\}|!\[[^\]]*\]\(|<img\b",
-        r"\b(?:figure|diagram|picture|drawing|image|chart)s?\b[^.?!]{0,30}?\b(?:below|above|shown|right|left|following)\b",
-        r"\b(?:shown|seen|depicted|pictured|drawn|illustrated|indicated|given|marked|labell?ed)\b[^.?!]{0,30}?"
-        r"\b(?:figure|diagram|picture|drawing|image|chart)\b",
-        r"\b(?:as|in|from|the) (?:the |this )?(?:figure|diagram|picture|drawing)s?\b",
-        r"\b(?:graph|table|grid|map) (?:shown |given )?(?:below|above)\b",
+        r"\b(?:figure|diagram|picture|image|chart)s?\b[^.?!]{0,30}?\b(?:below|above|shown)\b",
+        r"\b(?:shown|seen|depicted|pictured|illustrated|indicated|marked|labell?ed)\b[^.?!]{0,30}?"
+        r"\b(?:figure|diagram|picture|image|chart)\b",
+        r"\b(?:in|from|see|of) (?:the |this )?(?:figure|diagram)\b|\b(?:accompanying|adjacent) (?:figure|diagram)\b",
+        r"\bgraph\b[^.?!]{0,60}\b(?:is|are) shown\b|\b(?:graph|grid|map) (?:shown |given )?(?:below|above)\b",
+        r"\b(?:below|above) is an? (?:figure|diagram|picture|image)\b",
         r"\bas (?:shown|pictured|depicted|illustrated)\b(?! that)",
     )
 

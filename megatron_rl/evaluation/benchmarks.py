@@ -39,6 +39,8 @@ class Benchmark:
             if isinstance(row, Unreadable):
                 raise InputError(f"{self.source.path}: {row.id}: {row.reason}")
             found.append(row.problem)
+        if not found:
+            raise InputError(f"{self.source.path}: holds no problem")
         return found
 
 
@@ -106,5 +108,7 @@ def find_benchmarks(names: Sequence[str], folder: Path, columns: DataConfig, sam
         found.append(one if samples is None else replace(one, samples=samples))
     twice = {one.name for one in found if sum(other.name == one.name for other in found) > 1}
     if twice:
-        raise InputError(f"--benchmark: {', '.join(sorted(twice))} twice; give every one once")
+        raise InputError(
+            f"--benchmark: two of the name {', '.join(sorted(twice))}; give each once, files by other names"
+        )
     return found

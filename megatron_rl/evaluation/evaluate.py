@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -66,6 +67,15 @@ def load_evaluation(overrides: Sequence[str]) -> EvaluationConfig:
         merged = OmegaConf.merge(OmegaConf.structured(EvaluationConfig), base, parse_overrides(overrides))
         config = OmegaConf.to_object(merged)
     assert isinstance(config, EvaluationConfig)
+    generation = config.generation
+    for key, value, is_right in (
+        ("num_generations_per_prompt", config.num_generations_per_prompt, (config.num_generations_per_prompt or 1) > 0),
+        ("generation.max_new_tokens", generation.max_new_tokens, generation.max_new_tokens > 0),
+        ("generation.temperature", generation.temperature, generation.temperature >= 0),
+        ("generation.top_p", generation.top_p, 0 < generation.top_p <= 1),
+    ):
+        if not is_right:
+            raise InputError(f"eval: {key}={value}: out of range")
     return config
 
 
@@ -116,6 +126,8 @@ def evaluate(
         check_prompt_lengths(name, found, prompts[name], config.context, config.generation.max_new_tokens)
     from megatron_rl.stage import PromptSet  # with it comes Megatron-Core
 
+    if out is not None:
+        _check_writable(out)
     sets = {name: PromptSet(found, prompts[name]) for name, found in problems.items()}
     figures, journals = {}, []
     with _engines(folder, config) as (parallel, maker):
@@ -139,6 +151,15 @@ def evaluate(
     for journal in journals:  # until now a restart needs all of them
         journal.remove()
     return summary
+
+
+def _check_writable(out: Path) -> None:
+    """Before an hour of generation and not after it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written: {error}") from error
 
 
 @contextmanager
@@ -165,6 +186,9 @@ def _asked(folder: Path, benchmark: Benchmark, config: EvaluationConfig, prompt_
     return [
         *(str(folder.resolve()), weights, prompt_set.prompts, benchmark.samples, config.seed),
         *(asdict(_sampling(config.generation)), config.generation.fp8, config.precision, config.context),
+        # Verdicts are kept, too.
+        [[p.answer, p.tests, p.fn_name, p.starter_code] for p in prompt_set.problems],
+        *(config.verifier.code_timeout_seconds, config.verifier.code_budget_seconds),
     ]
 
 

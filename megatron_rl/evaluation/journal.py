@@ -45,7 +45,8 @@ class EvaluationJournal:
         """
         found = {}
         for path in sorted(self._folder.glob("rank_*.jsonl")):
-            first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or [self._asked]  # the last may be torn
+            text = path.read_text(encoding="utf-8", errors="replace")
+            first, *lines = text.split("\n")[:-1] or [self._asked]  # the last may be torn
             if first != self._asked:
                 raise InputError(
                     f"{path}: holds samples of another model, benchmark or setting; remove {self._folder}, or give "

@@ -1,5 +1,6 @@
 """From files to a dataset: every problem is accounted for, the same bytes again, nothing half-written."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import pytest
 import yaml
 from test_cli import megatron_rl, refused
 
-from megatron_rl.config.schema import DataConfig
+from megatron_rl.config.schema import DataConfig, Domain
 from megatron_rl.curation.build import build
 from megatron_rl.curation.recipe import SourceConfig, load_recipe
-from megatron_rl.curation.sources import read_rows
+from megatron_rl.curation.sources import Candidate, read_rows, read_source
 from megatron_rl.curation.steps import STEPS
 from megatron_rl.data.problems import load_problems
 from megatron_rl.errors import InputError
@@ -33,6 +34,7 @@ def recipe(tmp_path: Path) -> Path:
     write_lines(tmp_path / "asked.jsonl", [*asked, {"problem": "No answer?"}, {"problem": " ", "answer": "1"}])
     solved = [{"id": "s", "problem": GOOD[3] + " Or of cubes?", "solution": r"It is $\boxed{\frac12}$."}]
     (tmp_path / "solved.json").write_text(json.dumps(solved))
+    (tmp_path / "empty.jsonl").touch()
     write_lines(tmp_path / "benchmark.jsonl", [{"question": GOOD[9]}])
     config = {
         "name": "made",
@@ -68,7 +70,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 def test_every_problem_is_accounted_for(recipe: Path) -> None:
     report = build(load_recipe(recipe, ["steps.proof={}"]))
-    folder = recipe.parent / "out/made"
+    folder = recipe.parent / "out/made_left_out"
     assert json.loads((folder / "report.json").read_text()) == report
     assert {step["name"]: step["in"] - step["out"] for step in report["steps"]} == {
         "read": 2,
@@ -80,7 +82,7 @@ def test_every_problem_is_accounted_for(recipe: Path) -> None:
     }
     for step, later in zip(report["steps"], report["steps"][1:], strict=False):
         assert step["out"] == later["in"]
-        left_out = (folder / f"left_out/{step['name']}.jsonl").read_text().splitlines()
+        left_out = (folder / f"{step['name']}.jsonl").read_text().splitlines()
         assert len(left_out) == step["in"] - step["out"] == sum(step["left_out_by_source"].values())
         assert all(json.loads(line)["reason"] for line in left_out)
     assert report["problems"] == report["steps"][-1]["out"] == sum(report["by_source"].values()) == 10
@@ -89,7 +91,7 @@ def test_every_problem_is_accounted_for(recipe: Path) -> None:
 
 def test_what_is_made_can_be_trained_on(recipe: Path) -> None:
     build(load_recipe(recipe))
-    made = recipe.parent / "out/made/made.jsonl"
+    made = recipe.parent / "out/made.jsonl"
     problems = load_problems(DataConfig(path=str(made)))
     assert problems[0].id == "asked/1"
     assert problems[-1].id == "solved/s"
@@ -107,7 +109,7 @@ def test_the_same_recipe_gives_the_same_bytes(recipe: Path) -> None:
 
 def test_beyond_the_samples_only_the_reason_is_kept(recipe: Path) -> None:
     build(load_recipe(recipe, ["samples_per_step=1", "steps.length.min_words=12", "steps.exact_duplicates=null"]))
-    lines = (recipe.parent / "out/made/left_out/length.jsonl").read_text().splitlines()
+    lines = (recipe.parent / "out/made_left_out/length.jsonl").read_text().splitlines()
     assert ["prompt" in json.loads(line) for line in lines] == [True, False, False]
 
 
@@ -123,6 +125,9 @@ def test_beyond_the_samples_only_the_reason_is_kept(recipe: Path) -> None:
         ("sources.asked.prompt_key=text", "sources.asked: none of its 16 rows is a problem; asked/1: no column 'text'"),
         ("sources.asked.hub=a/b", "sources.asked: give it path or hub, and not both"),
         ("steps.decontamination.ngram=0", "decontamination: ngram=0, benchmarks=['b']; give it both"),
+        ("name=a/b", "name='a/b': it must be the name of a file, without its folder"),
+        ("steps.decontamination.benchmarks.b.path=${folder}/empty.jsonl", "benchmarks.b: "),
+        ("steps.decontamination.benchmarks.b.path=null", "a source with path=None, hub=None; give it one of them"),
         ("sources=null", "recipe.yaml: sources: field 'sources' is not Optional"),
     ],
 )
@@ -136,12 +141,44 @@ def test_bad_input_is_one_line_and_leaves_what_was_there(recipe: Path, override:
     assert bytes_of(recipe.parent / "out") == before
 
 
-def test_a_folder_that_is_no_dataset_is_not_replaced(recipe: Path) -> None:
-    (recipe.parent / "out/made").mkdir(parents=True)
-    (recipe.parent / "out/made/thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="is there, and no dataset; remove it, or set another output_dir"):
+@pytest.mark.parametrize("name", ["made.jsonl", "made_left_out/thesis.txt"])
+def test_what_was_not_built_is_not_replaced(recipe: Path, name: str) -> None:
+    path = recipe.parent / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("years of work")
+    with pytest.raises(InputError, match="is there, and no dataset was built; remove it, or set another name or out"):
         build(load_recipe(recipe))
-    assert (recipe.parent / "out/made/thesis.txt").is_file()
+    assert path.read_text() == "years of work"
+
+
+def test_rows_that_cannot_be_kept_are_left_out(recipe: Path) -> None:
+    rows = [
+        {"id": "a", "problem": GOOD[0], "answer": "1", "domain": "algebra", "level": None},
+        {"id": "a", "problem": GOOD[1], "answer": "1"},
+        {"id": "b", "problem": GOOD[2], "answer": "1", "level": float("nan")},
+        {"id": "c", "problem": GOOD[3], "answer": "1", "level": "\ud800"},
+        {"id": "d", "problem": GOOD[4], "answer": None},
+    ]
+    write_lines(recipe.parent / "asked.jsonl", rows)
+    report = build(load_recipe(recipe))
+    assert report["by_source"] == {"asked": 1, "solved": 1}
+    lines = (recipe.parent / "out/made_left_out/read.jsonl").read_text().splitlines()
+    reasons = [json.loads(line)["reason"] for line in lines]
+    assert [reason.partition(":")[0] for reason in reasons] == [
+        "id 'a' is also an earlier row's",
+        "columns ['level'] cannot be kept",
+        "columns ['level'] cannot be kept",
+        "column 'answer' is None (NoneType); it must be a string",
+    ]
+
+
+def test_days_are_kept_as_such(tmp_path: Path) -> None:
+    rows = [{"prompt": "one", "answer": "1", "day": datetime.datetime(2024, 9, 1, 12)}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows[1].parquet")
+    source = SourceConfig(path=str(tmp_path / "rows[1].parquet"), meta_keys=("day",))
+    (row,) = read_source("s", source, Domain.MATH)
+    assert isinstance(row, Candidate)
+    assert row.meta == {"day": "2024-09-01T12:00:00"}
 
 
 def test_parquet_is_read_and_datasets_as_the_hub_has_them(tmp_path: Path) -> None:

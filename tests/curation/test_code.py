@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,9 @@ def test_a_source_of_livecodebench(tmp_path: Path) -> None:
     assert "must be a list of" in nothing.reason
     assert DatedAfter(key="contest_date").why_not(found) == "2024-09-01"
     assert DatedAfter(key="contest_date", last="2024-09-01").why_not(found) is None
-    assert DatedAfter().why_not(found) == "no date"
+    assert DatedAfter().why_not(found) == "no date; is it among the source's meta_keys?"
+    other = replace(found, meta={"date": "15 Aug 2025"})
+    assert DatedAfter().why_not(other) == "date is '15 Aug 2025', not YYYY-MM-DD"
 
 
 # Steps --------------------------------------------------------------------------------------------------------------
@@ -121,6 +124,7 @@ def problem(statement: str = "Double it.", tests: list[Any] = DOUBLES, solution:
         (SpecialJudge(), "Print the indices in any order.", True),
         (SpecialJudge(), "Answers with a relative or absolute error of at most 1e-6 are right.", True),
         (SpecialJudge(), "The coins can be taken in any order. Print their number.", False),
+        (SpecialJudge(), "If multiple solutions exist, output the one with the smallest x.", False),
         (SpecialJudge(), "Is there any valid pair? Print YES or NO.", False),
         (Interactive(), "This is an interactive problem. Remember to flush.", True),
         (Interactive(), "Two players play a game; print who wins.", False),

@@ -46,7 +46,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def test_the_papers_sets(band: str, most: int, folder: Path) -> None:
     recipe = load_recipe(RECIPES / f"math_{band}.yaml", [f"folder={folder}", f"output_dir={folder}"])
     report = build(recipe)
-    path = folder / f"math_{band}/math_{band}.jsonl"
+    path = folder / f"math_{band}.jsonl"
     problems = load_problems(DataConfig(path=str(path), prompt_key="problem"))
     assert [problem.id for problem in problems] == [f"math/raw/{n}" for n in range(most + 1)]
     assert report["steps"][-1]["in"] == 18
@@ -62,7 +62,7 @@ def reasons(folder: Path, **settings: Any) -> dict[str, str | None]:
 def test_what_else_is_told_by_attempts(folder: Path) -> None:
     found = reasons(folder, min_pass_rate=2 / 16, right_majority=True, min_tokens=5000.0)
     assert found["math/raw/1"] == "passed in 6.2% of the attempts"
-    assert found["math/raw/8"] == "the majority answers otherwise"
+    assert found["math/raw/8"] == "the majority does not answer so"
     assert found["math/raw/9"] == "4500 tokens"
     assert found["math/raw/10"] is None
     assert found["math/raw/17"] == "not scored"
@@ -81,7 +81,7 @@ def test_short_ones_are_thinned_out(folder: Path) -> None:
 
 
 def test_another_file_is_refused(folder: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"math.jsonl:1: no length_mean, majority, pass_rate; is it what eval --out wrote"
-    ):
+    with pytest.raises(InputError, match=r"math.jsonl:1: no id, pass_rate and length_mean; eval --out writes them"):
         Difficulty(scores=str(folder / "math.jsonl"))
+    with pytest.raises(InputError, match=r"difficulty: min_pass_rate=0\.0, max_pass_rate=87\.5; they are shares"):
+        Difficulty(scores=str(folder / "scores/math/problems.jsonl"), max_pass_rate=87.5)

@@ -86,7 +86,7 @@ def test_the_samples_are_the_papers_unless_told(tmp_path: Path) -> None:
     names = ["aime24", "math500", "mine.jsonl"]
     assert [one.samples for one in find_benchmarks(names, tmp_path, DataConfig(path=""), None)] == [64, 4, 1]
     assert [one.samples for one in find_benchmarks(names, tmp_path, DataConfig(path=""), 2)] == [2, 2, 2]
-    with pytest.raises(InputError, match="--benchmark: aime24 twice; give every one once"):
+    with pytest.raises(InputError, match="--benchmark: two of the name aime24; give each once"):
         find_benchmarks(["aime24", "aime24"], tmp_path, DataConfig(path=""), None)
 
 
