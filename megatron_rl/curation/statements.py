@@ -85,7 +85,8 @@ def _marks(form: str, *names: str) -> list[re.Pattern[str]]:
     return [re.compile(form.replace("@", name), re.MULTILINE) for name in names]
 
 
-_ASKS = re.compile(r"\?|\b(?:find|determine|compute|calculate|evaluate|prove|state|solve)\b", re.IGNORECASE)
+_VERB = r"\b(?:find|determine|compute|calculate|evaluate|prove|state|solve)\b"
+_ASKS, _ASKS_FOR = re.compile(rf"\?|{_VERB}", re.IGNORECASE), re.compile(rf"{_VERB}\s*\Z", re.IGNORECASE)
 _PART_NAMES = (("a", "b"), ("i", "ii"), ("1", "2"))
 
 
@@ -105,9 +106,8 @@ class MultiPart(Step):
         for marks in self.MARKS:
             if found := _in_order(text, marks):
                 first, second = found
-                before = text[max(0, first.start() - 15) : first.start()].rstrip()
-                asks = _ASKS.search(text, first.end(), second.start())
-                if asks or any(match.end() == len(before) for match in _ASKS.finditer(before)):
+                before = text[max(0, first.start() - 15) : first.start()]
+                if _ASKS.search(text, first.end(), second.start()) or _ASKS_FOR.search(before):
                     return " ".join(text[first.start() : second.end()].split())[:_SHOWN_CHARACTERS]
         return None
 

@@ -48,6 +48,7 @@ PASSED: list[tuple[Step, str]] = [
     (Language(), "Let $a$ and $b$, for $x$ let $c$. Find $d$."),
     (Language(), "Express eleven in base $b$."),
     (MultiPart(), "Find the largest $n$ such that (i) $n$ is even; (ii) $n < 50$."),
+    (MultiPart(), "What is the least such number?\na) Divided by 2 it leaves 1.\nb) Divided by 3 it leaves 2."),
     (MultiPart(), "1) The marksman chooses a column.\n2) He breaks its lowest target. In how many orders?"),
     (MultiPart(), "Compute $f(a)$ and $f(b)$ if $f(1) = 2$ and $f(2) = 4$."),
     (MultipleChoice(), "[asy] dot(A); dot(B); dot(C); [/asy] Triangle $ABC$ has area 6. Find its height."),
