@@ -40,7 +40,7 @@ BY_THE_CLOCK = (
     *("verify/seconds", "verify/latency", "verify/utilization", "verify/queue_length"),
     "generation/engine_restarts",
 )
-SECONDS, PATIENCE_SECONDS = 1800.0, 30.0
+SECONDS, PATIENCE_SECONDS, ENDING_SECONDS = 1800.0, 30.0, 12.0
 MOMENTS = ("early", "at any time", "in a step")
 """When a kill comes after the start, or after the last one that the run survived: each as often as the others."""
 EARLY_SECONDS, ANY_SECONDS, STEP_SECONDS = 12.0, 60.0, 3.0
@@ -68,9 +68,9 @@ class Pipeline:
         """Stages and steps whose samples an earlier start had left, and the seconds that took."""
         settings: dict[str, object] = {"name": name, "sft.sft.max_num_steps": 4, "sft.checkpointing.save_period": 2}
         for stage in STAGES[1:]:
-            settings[f"{stage}.grpo.max_num_steps"] = 4
+            settings[f"{stage}.grpo.max_num_steps"] = 6
             settings[f"{stage}.grpo.num_prompts_per_step"] = 16
-            settings[f"{stage}.checkpointing.save_period"] = 2
+            settings[f"{stage}.checkpointing.save_period"] = 3
         settings |= {f"{stage}.validation.max_prompts": 16 for stage in STAGES}
         settings |= {"math.policy.from_checkpoint": sft}
         self.arguments = ["pipeline", str(RECIPES / "pipeline.yaml"), *(f"{k}={v}" for k, v in settings.items())]
@@ -150,7 +150,7 @@ def kill_at_random(pipeline: Pipeline, made: list[Kill], kills: int, rng: random
             except psutil.NoSuchProcess:
                 continue
             # A run that goes on without it does so at once; one that ends takes its time to say why.
-            status = wait(process, PATIENCE_SECONDS)
+            status = wait(process, ENDING_SECONDS)
             made.append(Kill(role, stage, steps, round(seconds, 1), status))
             console.print(f"{len(made):3}: {made[-1]}")
         status = wait(process, SECONDS)
