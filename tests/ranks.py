@@ -136,7 +136,10 @@ class Job:
         """End whatever still runs, with everything it has started in its own session."""
         for process in self.processes:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # it has only just been forked
+                    os.kill(process.pid, signal.SIGKILL)
             process.wait()
 
     def _log(self, rank: int) -> Path:
