@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 
 from megatron_rl.config.loader import compose, load_config
 from megatron_rl.config.schema import TrainConfig
+from megatron_rl.curation.recipe import load_recipe
+from megatron_rl.curation.steps import STEPS
 from megatron_rl.pipeline import load_pipeline
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -20,8 +22,10 @@ def name_of(path: Path) -> str:
 
 
 def kind(path: Path) -> str:
-    """A pipeline, a recipe of one stage, or a part that others inherit."""
+    """A pipeline, a recipe of one stage or of a dataset, or a part that others inherit."""
     keys = compose(path).keys()
+    if "sources" in keys:
+        return "dataset"
     return "pipeline" if "stages" in keys else "stage" if "name" in keys else "part"
 
 
@@ -45,6 +49,13 @@ def of_kind(wanted: str) -> list[Path]:
 
 def test_there_are_recipes() -> None:
     assert {"tiny/sft.yaml", "tiny/math.yaml", "tiny/code.yaml", "tiny/pipeline.yaml"} <= set(map(name_of, FILES))
+
+
+@pytest.mark.parametrize("path", of_kind("dataset"), ids=name_of)
+def test_every_recipe_of_a_dataset_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert set(recipe.steps) <= set(STEPS)
 
 
 @pytest.mark.parametrize("path", of_kind("stage"), ids=name_of)

@@ -14,11 +14,9 @@ from megatron_rl.config.schema import DataConfig, Domain
 from megatron_rl.curation.build import build
 from megatron_rl.curation.recipe import SourceConfig, load_recipe
 from megatron_rl.curation.sources import Candidate, read_rows, read_source
-from megatron_rl.curation.steps import STEPS
 from megatron_rl.data.problems import load_problems
 from megatron_rl.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 GOOD = [f"How many numbers below {10 * i} have exactly {i} divisors and are no squares?" for i in range(2, 12)]
 
 
@@ -201,10 +199,3 @@ def test_the_command(recipe: Path) -> None:
     assert json.loads(done.stdout)["problems"] == 11
     assert "exact_duplicates" in done.stderr
     refused("steps.lenght: no such step", "data", "build", recipe, "steps.lenght={}")
-
-
-def test_the_recipes_of_the_repository_load() -> None:
-    found = sorted((ROOT / "recipes/data").glob("*.yaml"))
-    assert found
-    for path in found:
-        assert set(load_recipe(path).steps) <= set(STEPS)
