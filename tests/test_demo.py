@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 RUN_SECONDS = 1800.0
-KILLS = 3
+KILLS = 2
 
 
 @pytest.fixture(scope="module")
