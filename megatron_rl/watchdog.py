@@ -16,6 +16,7 @@ our launcher, `torchrun`, `srun --kill-on-bad-exit`.
 import faulthandler
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -94,6 +95,9 @@ class _Watchman:
         self._file = open(run.stacks / f"rank_{self._rank}.txt", "w", encoding="utf-8")  # noqa: SIM115
         if parallel.is_main:
             self._store.set("verdict", "")
+        # Not faulthandler's own timer: it fires in a process that was only suspended, too, and one in some fifty times
+        # that ends it, as it walks the stacks of threads that run. A handler walks that of the thread it interrupts.
+        faulthandler.register(signal.SIGALRM, file=self._file, all_threads=False)
         self._bring_beat()
         dist.barrier()  # from here on no key is missing, which a look at it would wait for
         self._threads = [
@@ -108,7 +112,8 @@ class _Watchman:
         self._ended.set()
         for thread in self._threads:
             thread.join(2 * self._period)  # no longer: rank 0 may not answer
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.unregister(signal.SIGALRM)
         self._file.close()
         Path(self._file.name).unlink()
         with suppress(OSError):  # others have files there
@@ -128,8 +133,8 @@ class _Watchman:
             self._signs.clear()
 
     def _bring_beat(self) -> None:
-        # If it is the last, because this rank cannot run its own threads, one without Python writes where they stand.
-        faulthandler.dump_traceback_later(self._frozen_seconds, file=self._file)
+        # If it is the last, because this rank cannot run its own threads, the main one writes where it stands.
+        signal.setitimer(signal.ITIMER_REAL, self._frozen_seconds)
         self._number += 1
         ticks, allowed = pulse.progress()
         if ticks != self._ticks:
@@ -165,7 +170,7 @@ class _Watchman:
         self._say(verdict)
         if self._rank == 0:
             self._store.set("verdict", verdict)
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         with suppress(OSError):
             self._file.seek(0)
             self._file.truncate()

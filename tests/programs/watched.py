@@ -34,6 +34,13 @@ def spin() -> None:
         sum(range(1000))
 
 
+def wait_natively() -> None:
+    """For a lock that this thread itself has; a signal does not end that."""
+    lock = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(lock)
+
+
 def be_patient(rank: int, seconds: float) -> None:
     """Neither rank makes progress for long; then only rank 0 does."""
     with deadline(10 * seconds, "nothing"):
@@ -53,7 +60,7 @@ def third_step(fault: str, rank: int, arguments: dict[str, Any]) -> None:
     elif rank == 1 and fault == "loop":
         spin()
     elif rank == 1 and fault == "native":
-        ctypes.PyDLL(None).sleep(1000)
+        wait_natively()
     elif rank == 1 and fault == "other":
         dist.recv(torch.zeros(1), src=0)
 
