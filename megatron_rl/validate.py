@@ -1,20 +1,20 @@
 """Held-out accuracy during training."""
 
-import statistics
 from typing import Any
 
+from megatron_rl.evaluation.figures import answers_of
+from megatron_rl.evaluation.metrics import avg_at_k, pass_at_k
 from megatron_rl.experience import Experience, ScoredSample
 from megatron_rl.rollout.samples import Sampling
 from megatron_rl.stage import PromptSet, Stage
-from verifiers.verdict import Verdict
 
 
 def validate(stage: Stage, step: int) -> dict[str, float]:
     """Accuracy of the engines' current weights on every held-out set; called by all ranks together.
 
     Returns:
-        `validation/NAME/accuracy` (and `pass_k` with several samples per prompt) for each set; the set named like the
-        run's domain is also `validation/accuracy`.
+        `validation/NAME/accuracy` and what else `accuracies` has, for each set; those of the set named like the run's
+        domain are also `validation/accuracy` and so on.
     """
     settings, generation = stage.config.validation, stage.config.generation
     assert stage.experience is not None
@@ -42,17 +42,14 @@ def validate(stage: Stage, step: int) -> dict[str, float]:
 
 
 def accuracies(experience: Experience) -> dict[str, float]:
-    """Mean reward over prompts; with several samples per prompt also the share of prompts with at least one pass."""
-    groups: dict[int, list[float]] = {}
-    for sample in experience.samples:
-        if sample.result.verdict is not Verdict.INFRA_ERROR:
-            groups.setdefault(sample.prompt_index, []).append(sample.reward)
+    """`accuracy` and its standard error as an evaluation has them; with k samples per prompt also pass@k, as `pass_k`,
+    where k is the fewest that could be verified of any prompt. Empty if none could."""
+    groups = [*answers_of(experience).values()]
     if not groups:
         return {}
-    found = {"accuracy": statistics.fmean(statistics.fmean(rewards) for rewards in groups.values())}
-    if max(len(rewards) for rewards in groups.values()) > 1:
-        found["pass_k"] = statistics.fmean(max(rewards) for rewards in groups.values())
-    return found
+    accuracy, fewest = avg_at_k(groups), min(map(len, groups))
+    found = {"accuracy": accuracy.value, "accuracy_error": accuracy.error}
+    return found | ({"pass_k": pass_at_k(groups, fewest).value} if fewest > 1 else {})
 
 
 def sample_record(

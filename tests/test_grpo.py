@@ -254,9 +254,11 @@ def test_too_many_infra_errors_stop_the_run(failed: int, stops: bool) -> None:
 
 
 def test_validation_accuracy_is_a_mean_over_prompts() -> None:
-    samples = [scored(0, Verdict.PASS), scored(0, Verdict.WRONG), scored(1, Verdict.PASS), scored(2, Verdict.WRONG)]
-    assert accuracies(experience(*samples)) == pytest.approx({"accuracy": 0.5, "pass_k": 2 / 3})
-    assert accuracies(experience(samples[0], samples[3])) == {"accuracy": 0.5}
+    verdicts = ("pass", "wrong"), ("pass", "infra_error", "pass"), ("wrong", "wrong")
+    samples = [scored(prompt, Verdict(verdict)) for prompt, group in enumerate(verdicts) for verdict in group]
+    found = {"accuracy": 0.5, "accuracy_error": math.sqrt(1 / 4 / 3), "pass_k": 2 / 3}
+    assert accuracies(experience(*samples)) == pytest.approx(found)
+    assert accuracies(experience(samples[0], samples[-1])) == pytest.approx({"accuracy": 0.5, "accuracy_error": 0.5})
     assert accuracies(experience(scored(0, Verdict.INFRA_ERROR))) == {}
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # with it comes torch
 def figures_of(experience: "Experience", problems: Sequence[Problem]) -> dict[str, Any]:
     """Of one benchmark; samples that could not be verified count for nothing but the verdicts."""
     samples = experience.samples
-    groups = [answers for answers in _answers(experience, problems) if answers]
+    groups = [*answers_of(experience).values()]
     if not groups:
         raise RunStopped(f"no sample could be verified; the last said: {samples[-1].result.detail!r}")
     accuracy, fewest = avg_at_k(groups), min(map(len, groups))
@@ -44,27 +44,27 @@ def problem_figures(experience: "Experience", problems: Sequence[Problem]) -> li
     for sample in experience.samples:
         lengths.setdefault(sample.prompt_index, []).append(len(sample.sample.tokens))
     found = []
-    for index, (problem, answers) in enumerate(zip(problems, _answers(experience, problems), strict=True)):
-        if answers:
-            is_math = problem.domain is Domain.MATH
-            found.append(
-                {
-                    "id": problem.id,
-                    "samples": len(answers),
-                    "pass_rate": avg_at_k([answers]).value,
-                    "majority": maj_at_k([answers], equivalent).value if is_math else None,
-                    "length_mean": statistics.fmean(lengths[index]),
-                }
-            )
+    for index, answers in answers_of(experience).items():
+        is_math = problems[index].domain is Domain.MATH
+        found.append(
+            {
+                "id": problems[index].id,
+                "samples": len(answers),
+                "pass_rate": avg_at_k([answers]).value,
+                "majority": maj_at_k([answers], equivalent).value if is_math else None,
+                "length_mean": statistics.fmean(lengths[index]),
+            }
+        )
     return found
 
 
-def _answers(experience: "Experience", problems: Sequence[Problem]) -> list[list[Answer]]:
-    """Of the samples of each problem that could be verified."""
-    found: list[list[Answer]] = [[] for _ in problems]
+def answers_of(experience: "Experience") -> dict[int, list[Answer]]:
+    """By prompt, in order: of the samples that could be verified."""
+    found: dict[int, list[Answer]] = {}
     for sample in experience.samples:
         if sample.result.verdict is not Verdict.INFRA_ERROR:
-            found[sample.prompt_index].append(Answer(sample.result.extracted, sample.result.verdict is Verdict.PASS))
+            answer = Answer(sample.result.extracted, sample.result.verdict is Verdict.PASS)
+            found.setdefault(sample.prompt_index, []).append(answer)
     return found
 
 
