@@ -14,6 +14,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.core_client import SyncMPClient
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor.abstract import Executor
 
 from converters.fp8 import fp8_config
 from megatron_rl.config.schema import GenerationConfig, Precision
@@ -21,6 +22,7 @@ from megatron_rl.device import DeviceSetup, available_cpus, engine_arguments, en
 from megatron_rl.errors import EngineDied
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
+from megatron_rl.rollout.scheduler import hold_outputs
 from megatron_rl.rollout.vllm_plugin import ENGINE_VARIABLE
 from megatron_rl.rollout.watch import EngineWatch
 
@@ -61,7 +63,6 @@ class Engine:
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=device.weight_transfer),
             hf_overrides={"quantization_config": fp8_config()} if config.fp8 else {},
-            disable_log_stats=True,
             seed=0,
             **engine_arguments(device, config, max_model_len),
         )
@@ -75,7 +76,10 @@ class Engine:
     def _start(self) -> None:
         timeout = self._config.timeout_minutes * 60
         with deadline(timeout, f"start of vLLM {self.name}"), _environment(self._environment):
-            self._llm = LLMEngine.from_engine_args(self._arguments, enable_multiprocessing=True)
+            engine_config = hold_outputs(self._arguments.create_engine_config())
+            self._llm = LLMEngine(
+                engine_config, Executor.get_class(engine_config), log_stats=False, multiprocess_mode=True
+            )
         client = self._llm.engine_core
         assert isinstance(client, SyncMPClient)
         self._watch = EngineWatch(client, self.name, self._config.engine_stall_seconds)
@@ -190,6 +194,7 @@ class Engine:
         self._call_workers("init_weight_transfer_engine", init_info=init_info)
 
     def start_weight_update(self) -> None:
+        assert not (self._requests and self.is_alive)  # what is held back of them would carry the new version
         self._call_workers("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
