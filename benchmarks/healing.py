@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,22 @@ def attack(folder: Path, process: subprocess.Popen[bytes], events: int, rng: ran
     wait_until(process, lambda: len(metrics(folder, "attacked")) >= 2)
     for number in range(events):
         time.sleep(rng.uniform(0.0, 3.0))
-        engines = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("VLLM")]
-        victim, what = rng.choice(engines), SIGNALS[number % len(SIGNALS)]
-        role, begin = victim.name().partition("::")[2], time.monotonic()
+        victim, name = rng.choice(engine_processes(process))
+        what, role, begin = SIGNALS[number % len(SIGNALS)], name.partition("::")[2], time.monotonic()
         victim.send_signal(what)
         wait_until(process, lambda: said(folder, "attacked", _AT_WORK) > number)  # noqa: B023
         seconds = round(time.monotonic() - begin, 1)
         found.append({"signal": what.name, "process": role, "seconds_to_new_engine": seconds})
     return found
+
+
+def engine_processes(process: subprocess.Popen[bytes]) -> list[tuple[psutil.Process, str]]:
+    """Those of a run, with their names."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # others come and go
+            found.append((child, child.name()))
+    return [(child, name) for child, name in found if name.startswith("VLLM")]
 
 
 def wait_until(process: subprocess.Popen[bytes], condition: Any) -> None:

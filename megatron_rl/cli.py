@@ -1,6 +1,5 @@
 """The command line. torch, vLLM and Megatron are imported only by the commands that need them."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 from converters.errors import ConversionError
 from megatron_rl.cli_convert import app as convert_app
 from megatron_rl.cli_data import app as data_app
+from megatron_rl.cli_eval import evaluate
 from megatron_rl.cli_launch import launch
 from megatron_rl.cli_plan import plan
 from megatron_rl.cli_verify import app as verify_app
@@ -30,6 +30,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
 app.command()(plan)
 app.command()(launch)
+app.command("eval")(evaluate)
 
 Recipe = Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, for example grpo.max_num_steps=5.")]
@@ -92,35 +93,6 @@ def command(
     argv = training_command(recipe, overrides or [], stage)
     check_command(recipe, overrides or [], stage)
     print(shlex.join(argv))
-
-
-@app.command("eval")
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder, or a run that exported one.")],
-    benchmark: Annotated[list[str], typer.Option(help="Name, such as aime24, or JSONL of problems; may be repeated.")],
-    overrides: Overrides = None,
-    data: Annotated[Path, typer.Option(help="Folder with the files of the named benchmarks.")] = Path("data"),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for samples and figures; a killed evaluation goes on there.")
-    ] = None,
-) -> None:
-    """Accuracy on benchmarks, as one process or as a task of a job; prints a JSON summary.
-
-    Settings are those of the schema's data (columns of a file), generation and verifier, num_generations_per_prompt and
-    seed. The defaults are the paper's: temperature 0.6, top-p 0.95, 32,768 tokens, avg@64 on AIME, avg@4 on MATH500.
-    """
-    from megatron_rl.evaluation.benchmarks import find_benchmarks
-    from megatron_rl.evaluation.evaluate import evaluate as run_evaluation
-    from megatron_rl.evaluation.evaluate import load_evaluation
-    from megatron_rl.launcher import quiet, take_rank
-
-    quiet()
-    take_rank()
-    config = load_evaluation(overrides or [])
-    benchmarks = find_benchmarks(benchmark, data, config.data, config.num_generations_per_prompt)
-    summary = run_evaluation(checkpoint, benchmarks, config, out)
-    if summary is not None:
-        print(json.dumps(summary))
 
 
 @app.command()

@@ -10,6 +10,9 @@ from megatron_rl.errors import InputError
 
 app = typer.Typer(help="Make and check datasets.", no_args_is_help=True)
 
+_ATTEMPTS = 16
+"""Of which the paper's stages count the right ones (arXiv 2505.16400, section 3.1)."""
+
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")]
 
 
@@ -44,6 +47,24 @@ def data_check(
             f"{file}: {len(unreadable)} of {len(problems)} references cannot be read; correct or drop them"
         )
     print(f"{file}: {len(problems)} problems, every reference can be read")
+
+
+@app.command("score")
+def data_score(
+    file: Annotated[Path, typer.Argument(help="JSONL of problems, as `data build` writes it.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder, or a run that exported one.")],
+    out: Annotated[Path, typer.Option(help="Folder for samples and scores; killed, it goes on there.")],
+    overrides: Overrides = None,
+) -> None:
+    """Tell how hard each problem is for a model: OUT/NAME/problems.jsonl, for a dataset's step `difficulty`.
+
+    It is asked 16 times. Settings are those of `megatron-rl eval`, and prompt_key is `problem`; server.url=URL asks a
+    server with OpenAI's completions API, and of the checkpoint uses the tokenizer.
+    """
+    from megatron_rl.cli_eval import run_evaluation
+
+    defaults = [f"num_generations_per_prompt={_ATTEMPTS}", "data.prompt_key=problem"]
+    run_evaluation(checkpoint, [str(file)], file.parent, out, [*defaults, *(overrides or [])])
 
 
 @app.command("build")

@@ -1,12 +1,14 @@
 """Generate and score: every sample goes to a verifier the moment it ends, while the others still generate."""
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch.distributed as dist
 
@@ -15,7 +17,6 @@ from megatron_rl.data.problems import Problem
 from megatron_rl.errors import InputError, RunStopped
 from megatron_rl.parallel import broadcast_object, stop_if_preempted
 from megatron_rl.processes import deadline
-from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.samples import Sample, Sampling
 from verifiers.metrics import PoolMetrics
 from verifiers.remote import open_pool
@@ -24,6 +25,9 @@ from verifiers.verdict import Result, Verdict
 
 OnProgress = Callable[[str, int, int], None]
 """(phase, samples done, samples in all)."""
+
+_VERDICTS, _VERDICTS_SECONDS = "verdicts from the verifier pool", 3600
+"""The pool kills at every task's own deadline; this one only catches a pool that has itself gone wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,18 @@ class Experience:
         )
 
 
+class Generates(Protocol):
+    """What `Rollout` is to an `ExperienceMaker`; the methods are called by all ranks together."""
+
+    leads: bool
+    """This rank is given samples."""
+
+    @property
+    def generate(self) -> Callable[..., None]: ...
+
+    def take_recoveries(self) -> tuple[int, float]: ...
+
+
 class ExperienceMaker:
     """Joins the rollout with a pool of verifiers on every rank that leads an engine.
 
@@ -87,7 +103,7 @@ class ExperienceMaker:
         InputError: there is no verifier server, or it does not fit.
     """
 
-    def __init__(self, rollout: Rollout, config: VerifierConfig) -> None:
+    def __init__(self, rollout: Generates, config: VerifierConfig) -> None:
         self._rollout, self._config = rollout, config
         self._pool = None
         if rollout.leads:
@@ -129,15 +145,17 @@ class ExperienceMaker:
         samples: list[Sample] = []
         verdicts: list[Future[Result]] = []
 
+        settled = threading.Semaphore(0)
         lost: list[OSError] = []
 
         def try_to_keep(sample: Sample, verdict: Future[Result]) -> None:
-            if verdict.cancelled() or verdict.exception() is not None:  # whoever waits for it is told
-                return
             try:
-                keep(ScoredSample(sample, verdict.result()))
+                if not verdict.cancelled() and verdict.exception() is None:  # else whoever waits for it is told
+                    keep(ScoredSample(sample, verdict.result()))
             except OSError as error:  # which a future would swallow
                 lost.append(error)
+            finally:
+                settled.release()
 
         def on_sample(sample: Sample) -> None:
             if lost:
@@ -151,23 +169,28 @@ class ExperienceMaker:
             self._pool.metrics()  # from here on
         begin = time.monotonic()
         on_progress("generating", len(done), total)
-        self._rollout.generate(
-            prompts,
-            samples_per_prompt,
-            sampling,
-            seed,
-            on_sample,
-            on_count=lambda count: on_progress("generating", len(done) + count, total),
-            may_stop=may_stop,
-            expected_lengths=expected_lengths,
-            done=done,
-        )
+        try:
+            self._rollout.generate(
+                prompts,
+                samples_per_prompt,
+                sampling,
+                seed,
+                on_sample,
+                on_count=lambda count: on_progress("generating", len(done) + count, total),
+                may_stop=may_stop,
+                expected_lengths=expected_lengths,
+                done=done,
+            )
+        except RunStopped:
+            with deadline(_VERDICTS_SECONDS, _VERDICTS):
+                for _ in verdicts:  # what there is, is kept all the same
+                    settled.acquire()
+            raise
         if may_stop:
             stop_if_preempted()
         generated = time.monotonic()
         on_progress("verifying", len(done) + sum(v.done() for v in verdicts), total)
-        # The pool kills at every task's own deadline; this one only catches a pool that has itself gone wrong.
-        with deadline(3600, "verdicts from the verifier pool"):
+        with deadline(_VERDICTS_SECONDS, _VERDICTS):
             scored = [ScoredSample(s, v.result()) for s, v in zip(samples, verdicts, strict=True)]
         scored += known
         verified = time.monotonic()

@@ -88,7 +88,7 @@ class Job:
         self.folder, self._prefix = folder, prefix
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
-        port = _free_port()
+        port = free_port()
         self.processes = [self._start(program, rank, ranks, port) for rank in range(ranks)]
 
     def _start(self, program: str, rank: int, ranks: int, port: int) -> "Rank | subprocess.Popen[bytes]":
@@ -194,7 +194,7 @@ def write_result(folder: Path, result: Any) -> None:
     temporary.rename(folder / "result.json")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

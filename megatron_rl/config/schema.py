@@ -337,6 +337,21 @@ class VerifierConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """A server with OpenAI's completions API that generates in place of engines of our own; the environment's
+    OPENAI_API_KEY is its key."""
+
+    url: str | None = None
+    """Such as http://node:8000/v1. Of the checkpoint then only the tokenizer is used."""
+    model: str | None = None
+    """Default: the only one that it serves."""
+    max_retries: int = 8
+    """Of a request; what fails then ends the command, which given again goes on."""
+    timeout_minutes: float = 60.0
+    """Of one request."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointingConfig:
     save_period: int = 50
     """Steps between checkpoints; the last step is always saved. They are written while training goes on."""

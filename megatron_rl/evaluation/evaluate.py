@@ -15,7 +15,15 @@ from omegaconf import OmegaConf
 from converters.errors import ConversionError
 from converters.hf_config import weight_files
 from megatron_rl.config.loader import parse_overrides, refusals
-from megatron_rl.config.schema import ClusterConfig, DataConfig, Domain, GenerationConfig, Precision, VerifierConfig
+from megatron_rl.config.schema import (
+    ClusterConfig,
+    DataConfig,
+    Domain,
+    GenerationConfig,
+    Precision,
+    ServerConfig,
+    VerifierConfig,
+)
 from megatron_rl.errors import InputError
 from megatron_rl.evaluation.benchmarks import Benchmark
 from megatron_rl.evaluation.figures import figures_of, problem_figures
@@ -25,8 +33,10 @@ from megatron_rl.run_folder import RunFolder, write_json, write_text
 
 if TYPE_CHECKING:
     from megatron_rl.evaluation.journal import EvaluationJournal
+    from megatron_rl.evaluation.served import ServedRollout
     from megatron_rl.experience import Experience, ExperienceMaker, OnProgress
     from megatron_rl.parallel import Parallel
+    from megatron_rl.rollout.rollout import Rollout
     from megatron_rl.stage import PromptSet
 
 
@@ -49,6 +59,7 @@ class EvaluationConfig:
     seed: int = 1
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
 
     @property
     def context(self) -> int:
@@ -116,7 +127,7 @@ def evaluate(
     from megatron_rl.evaluation.journal import EvaluationJournal
     from megatron_rl.preflight import check_verifier
 
-    folder = model_folder(checkpoint)
+    folder = model_folder(checkpoint) if config.server.url is None else checkpoint
     problems = {benchmark.name: benchmark.problems() for benchmark in benchmarks}
     runs_code = any(problem.domain is Domain.CODE for found in problems.values() for problem in found)
     check_verifier(config.verifier, runs_code=runs_code)
@@ -130,7 +141,7 @@ def evaluate(
         _check_writable(out)
     sets = {name: PromptSet(found, prompts[name]) for name, found in problems.items()}
     figures, journals = {}, []
-    with _engines(folder, config) as (parallel, maker):
+    with _maker(folder, config) as (parallel, maker):
         for benchmark in benchmarks:
             prompt_set = sets[benchmark.name]
             if out is not None:
@@ -163,26 +174,39 @@ def _check_writable(out: Path) -> None:
 
 
 @contextmanager
-def _engines(folder: Path, config: EvaluationConfig) -> Iterator[tuple["Parallel", "ExperienceMaker"]]:
+def _maker(folder: Path, config: EvaluationConfig) -> Iterator[tuple["Parallel", "ExperienceMaker"]]:
+    """With engines of our own, or with a server."""
     import torch.distributed as dist
 
     from megatron_rl.experience import ExperienceMaker
-    from megatron_rl.rollout.rollout import Rollout
 
     parallel = _join(config)
     with ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
-        rollout = Rollout(folder, config.generation, config.precision, parallel, None, config.context)
+        rollout = _rollout(folder, config, parallel)
         stack.callback(rollout.close)
         maker = ExperienceMaker(rollout, config.verifier)
         stack.callback(maker.close)
         yield parallel, maker
 
 
+def _rollout(folder: Path, config: EvaluationConfig, parallel: "Parallel") -> "Rollout | ServedRollout":
+    if config.server.url is not None:
+        from megatron_rl.evaluation.served import ServedRollout
+
+        return ServedRollout(config.server, folder, config.generation.max_num_seqs, parallel.is_main)
+    from megatron_rl.rollout.rollout import Rollout
+
+    return Rollout(folder, config.generation, config.precision, parallel, None, config.context)
+
+
 def _asked(folder: Path, benchmark: Benchmark, config: EvaluationConfig, prompt_set: "PromptSet") -> list[Any]:
     """All that the samples of a benchmark depend on."""
-    stats = [(path.name, path.stat()) for path in sorted(set(weight_files(folder).values()))]
-    weights = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    if config.server.url is None:
+        stats = [(path.name, path.stat()) for path in sorted(set(weight_files(folder).values()))]
+        weights = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    else:
+        weights = [["served", config.server.model]]
     return [
         *(str(folder.resolve()), weights, prompt_set.prompts, benchmark.samples, config.seed),
         *(asdict(_sampling(config.generation)), config.generation.fp8, config.precision, config.context),

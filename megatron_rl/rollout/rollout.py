@@ -1,6 +1,5 @@
 """The job's engines as one: weights in, prompts out of one queue, samples as they end, a new engine where one dies."""
 
-import random
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +17,7 @@ from megatron_rl.preemption import is_requested
 from megatron_rl.processes import deadline
 from megatron_rl.rollout.queue import SampleQueue
 from megatron_rl.rollout.round import OnCount, Round
-from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling
+from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling, requests_for
 
 if TYPE_CHECKING:  # vLLM is imported only where there are engines
     from megatron_rl.rollout.engine import Engine
@@ -125,8 +124,7 @@ class Rollout:
             RunStopped: an engine dies again and again.
         """
         self._round += 1
-        every = (r for i, prompt in enumerate(prompts) for r in _requests(i, prompt, samples_per_prompt, seed))
-        requests = [request for request in every if (request.prompt_index, request.sample_index) not in done]
+        requests = requests_for(prompts, samples_per_prompt, seed, done)
         queue = SampleQueue(self._store, f"round-{self._round}", longest_first(requests, expected_lengths))
         capacity = -(-len(requests) // self.num_engines)
         if self.num_engines > 1:  # a lone engine takes everything: then what it batches does not depend on timing
@@ -242,10 +240,3 @@ def longest_first(requests: Sequence[SampleRequest], expected_lengths: Sequence[
     if not expected_lengths:
         return list(range(len(requests)))
     return sorted(range(len(requests)), key=lambda number: -expected_lengths[requests[number].prompt_index])
-
-
-def _requests(prompt: int, tokens: Sequence[int], samples: int, seed: str) -> list[SampleRequest]:
-    return [
-        SampleRequest(prompt, i, tuple(tokens), random.Random(f"{seed}/{prompt}/{i}").getrandbits(31))
-        for i in range(samples)
-    ]

@@ -1,5 +1,7 @@
 """Records that cross the border between generation, verification and training."""
 
+import random
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -53,3 +55,16 @@ class Sampling:
     top_p: float
     top_k: int
     max_new_tokens: int
+
+
+def requests_for(
+    prompts: Sequence[Sequence[int]], samples_per_prompt: int, seed: str, done: Collection[tuple[int, int]] = ()
+) -> list[SampleRequest]:
+    """Every sample of a round, but those whose prompt and place in the group are `done`; their seeds come of `seed`,
+    prompt and place."""
+    return [
+        SampleRequest(prompt, place, tuple(tokens), random.Random(f"{seed}/{prompt}/{place}").getrandbits(31))
+        for prompt, tokens in enumerate(prompts)
+        for place in range(samples_per_prompt)
+        if (prompt, place) not in done
+    ]
