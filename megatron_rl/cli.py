@@ -96,11 +96,19 @@ def command(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run or of a pipeline.")]) -> None:
-    """Write report.html: curves and samples in one self-contained file."""
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, of pipelines, or that eval --out wrote.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file; by default report.html in the folder, for several folders in the current one."),
+    ] = None,
+) -> None:
+    """Write curves, benchmarks and samples as one self-contained HTML file; several folders are compared in it."""
     from megatron_rl.report import write_report
 
-    print(write_report(run))
+    print(write_report(*runs, out=out))
 
 
 @app.command()

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from megatron_rl.errors import InputError
+from megatron_rl.evaluation.metrics import mean
 from megatron_rl.report import write_report
 from megatron_rl.report.collect import collect_run, stage_folders
+from megatron_rl.report.limits import Limits, choose
 from megatron_rl.report.page import MAX_BYTES
-from megatron_rl.report.samples import Limits, choose, read_samples
+from megatron_rl.report.samples import read_samples
 
 HOSTILE = "</script><script>window.hacked = 1</script><!-- <img src=x onerror=alert(1)> \u2028 \ud800 \\boxed{4}"
 
@@ -34,6 +36,28 @@ def make_run(folder: Path, steps: int = 4, start: float = 1000.0, **metrics: flo
 
 def sample(step: int, set_name: str, id: str, verdict: str = "pass", response: str = "4") -> dict[str, Any]:
     return {"step": step, "set": set_name, "id": id, "prompt": "2+2?", "response": response, "verdict": verdict}
+
+
+def make_evaluation(folder: Path, passes: dict[str, list[int]], samples: int = 4, filler: str = "") -> Path:
+    """What `megatron-rl eval --out` writes: of each benchmark's problems so many of the samples pass."""
+    figures = {}
+    for name, counts in passes.items():
+        rates = [passed / samples for passed in counts]
+        problems = [{"id": f"{name}-{i}", "samples": samples, "pass_rate": rate} for i, rate in enumerate(rates)]
+        problems = [row | {"majority": round(row["pass_rate"]), "length_mean": 100.0} for row in problems]
+        write_lines(folder / name / "problems.jsonl", problems)
+        records = []
+        for i, passed in enumerate(counts):
+            for k in range(samples):
+                text = f"{filler}{name}-{i}, sample {k}"
+                record = sample(0, "evaluation", f"{name}-{i}", "pass" if k < passed else "wrong", text)
+                records.append(record | {"sample": k, "extracted": "4" if k < passed else "5"})
+        write_lines(folder / name / "samples.jsonl", records)
+        figures[name] = {"accuracy": mean(rates).value, "accuracy_error": mean(rates).error}
+        figures[name] |= {"samples_per_prompt": samples, "prompts": len(counts)}
+    summary = {"checkpoint": "/models/one", "benchmarks": figures}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
 
 
 def embedded(page: str) -> dict[str, Any]:
@@ -74,7 +98,7 @@ def test_nothing_enters_the_page_as_html() -> None:
     import megatron_rl.report as package
 
     scripts = list(Path(package.__file__).parent.glob("*.js"))
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     for script in scripts:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", script.read_text())
 
@@ -143,7 +167,7 @@ def test_chosen_samples_follow_the_same_held_out_problems() -> None:
         {"stage": 0} | sample(step, "math", id) for step in range(0, 101, 10) for id in ids[:: 1 - 2 * (step > 0)]
     ]
     samples += [{"stage": 0} | sample(step, "train", f"{step}-{i}") for step in range(1, 101) for i in range(5)]
-    chosen = choose(samples, Limits(train_steps=3, held_out_steps=2, samples_per_step=4))
+    chosen = choose(samples, Limits(train_steps=3, held_out_steps=2, samples_per_step=4, curve_steps=9))
     held_out = [(s["step"], s["id"]) for s in chosen if s["set"] == "math"]
     assert sorted(held_out) == [(step, id) for step in (0, 100) for id in ids[:4]]
     train = [s["step"] for s in chosen if s["set"] == "train"]
@@ -166,6 +190,105 @@ def test_a_thousand_steps_stay_below_the_limit(tmp_path: Path) -> None:
     assert report["samples_written"] == 2000
     assert len(report["stages"][0]["step"]) == 1000
     assert {s["step"] for s in report["samples"]} >= {0, 998}
+
+
+def test_several_runs_are_one_page_of_all_their_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, run = tmp_path / "a/demo", make_run(tmp_path / "b/demo", steps=2, **{"train/entropy": 0.5})
+    for stage in ("math", "sft"):
+        make_run(pipeline / stage)
+        write_lines(pipeline / stage / "samples/step_1.jsonl", [sample(1, "train", stage)])
+    write_lines(run / "samples/step_1.jsonl", [sample(1, "train", "run")])
+    (run / "summary.json").write_text('{"backend": {"torch": "2.13.0", "device": "cpu"}, "seconds": 1}')
+    (pipeline / "summary.json").write_text('{"backend": {"torch": "2.12.0", "device": "cpu"}, "seconds": 2}')
+    evaluation = make_evaluation(tmp_path / "model", {"sums": [1]})
+    monkeypatch.chdir(tmp_path)
+    path = write_report(evaluation, run, pipeline)
+    assert path == Path("report.html")
+    report = embedded(path.read_text(encoding="utf-8"))
+    assert [stage["name"] for stage in report["stages"]] == ["b/demo", "a/demo/math", "a/demo/sft"]
+    assert [stage["entropy"] for stage in report["stages"]] == [{"before": 0.5, "after": 0.5}, None, None]
+    assert [(s["stage"], s["id"]) for s in report["samples"]][:3] == [(0, "run"), (1, "math"), (2, "sft")]
+    assert {s["stage"] for s in report["samples"][3:]} == {3}
+    assert report["backend"] == {"torch": "2.13.0, 2.12.0", "device": "cpu"}
+    assert report["name"] == f"{tmp_path.name}/model and 2 more"
+    assert (report["model"], report["seconds"]) == ("/models/one", 3)
+
+
+def test_an_evaluation_has_its_figures_problems_and_samples(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "model", {"aime24": [1, 4], "sums": [0]})
+    path = write_report(folder, out=tmp_path / "page.html")
+    assert path == tmp_path / "page.html"
+    report = embedded(path.read_text(encoding="utf-8"))
+    (evaluation,) = report["evaluations"]
+    assert (evaluation["name"], evaluation["model"]) == ("model", "/models/one")
+    assert evaluation["figures"]["sums"] == {"accuracy": 0.0, "accuracy_error": 0.0, "samples_per_prompt": 4}
+    assert [(one["set"], one["id"], one["pass_rate"]) for one in evaluation["problems"]] == [
+        ("aime24", "aime24-0", 0.25),
+        ("aime24", "aime24-1", 1.0),
+        ("sums", "sums-0", 0.0),
+    ]
+    assert report["benchmarks"] == [{"name": "aime24", "title": "AIME24"}, {"name": "sums", "title": "sums"}]
+    assert report["reported"]["AceReason-Nemotron-14B (paper)"] == {"aime24": 78.6}
+    assert [(s["set"], s["step"]) for s in report["samples"]] == [("aime24", None)] * 8 + [("sums", None)] * 4
+
+
+def test_long_samples_of_an_evaluation_stay_below_the_limit_and_each_problem_keeps_some(tmp_path: Path) -> None:
+    noise = random.Random(1).randbytes(20_000).hex()
+    folder = make_evaluation(tmp_path, {name: [9] * 30 for name in ("aime24", "aime25")}, samples=64, filler=noise)
+    lines = (folder / "aime24/samples.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:  # each other than all before it, to the end of what is kept
+        shift = random.Random(f"{record['id']} {record['sample']}").randrange(30_000)
+        record["response"] = noise[shift:] + noise[:shift]
+    write_lines(folder / "aime24/samples.jsonl", records)
+    path = write_report(folder)
+    assert path.stat().st_size <= MAX_BYTES
+    report = embedded(path.read_text(encoding="utf-8"))
+    kept = [s["id"] for s in report["samples"] if s["set"] == "aime24"]
+    assert len(set(kept)) == 30
+    assert max(kept.count(id) for id in kept) - min(kept.count(id) for id in kept) <= 1
+
+
+def test_curves_of_many_long_runs_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise, folders = random.Random(1), [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        rows = [{"step": step} | {f"train/{i}": noise.random() for i in range(5)} for step in range(3001)]
+        for row in rows[::1000]:
+            row["validation/accuracy"] = 0.5
+        write_lines(folder / "metrics.jsonl", rows)
+    limit = len(write_report(*folders).read_bytes()) - 10_000
+    monkeypatch.setattr("megatron_rl.report.page.MAX_BYTES", limit)
+    path = write_report(*folders)
+    assert path.stat().st_size <= limit
+    for stage in embedded(path.read_text(encoding="utf-8"))["stages"]:
+        assert stage["logged"] == 3001
+        assert 2000 <= len(stage["step"]) <= 2004
+        assert (stage["step"][0], stage["step"][-1], stage["steps"]) == (0, 3000, 3000)
+        assert stage["series"]["validation/accuracy"].count(0.5) == 4
+    monkeypatch.setattr("megatron_rl.report.page.MAX_BYTES", 1_000_000)
+    with pytest.raises(InputError, match="a and 1 more: no page of 1,000,000 bytes holds so much; give fewer folders"):
+        write_report(*folders)
+
+
+def test_bad_evaluations_and_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with pytest.raises(InputError, match="the same folder; give each once"):
+        write_report(run, tmp_path / "other/../run")
+    with pytest.raises(InputError, match=r"cannot be written there.*--out"):
+        write_report(run, out=tmp_path / "none/page.html")
+    with pytest.raises(InputError, match="a folder is there"):
+        write_report(run, out=tmp_path)
+    folder = make_evaluation(tmp_path / "model", {"sums": [1]})
+    (folder / "sums/problems.jsonl").write_text('{"id": "a"}\n')
+    with pytest.raises(InputError, match=r"problems\.jsonl:1: no id, pass_rate"):
+        write_report(folder)
+    (folder / "summary.json").write_text('{"benchmarks": {"sums": {"accuracy": NaN}}}')
+    with pytest.raises(InputError, match="sums: no accuracy, accuracy_error, samples_per_prompt; evaluate it again"):
+        write_report(folder)
+    (folder / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"no summary\.json of an evaluation that is done"):
+        write_report(folder)
 
 
 def test_bad_folders_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -127,7 +127,12 @@ function layout(chart) {
     hovermode: "x unified",
     margin: { l: 40, r: 8, t: 6, b: 26 },
     font: { family: cssColor("sans"), size: 11, color: cssColor("muted") },
-    hoverlabel: { bgcolor: cssColor("raised"), bordercolor: grid, font: { color: cssColor("ink"), size: 11 } },
+    hoverlabel: {
+      bgcolor: cssColor("raised"),
+      bordercolor: grid,
+      font: { color: cssColor("ink"), size: 11 },
+      namelength: -1,
+    },
     xaxis: { ...axis, showgrid: false },
     yaxis: {
       ...axis,
@@ -138,8 +143,8 @@ function layout(chart) {
   };
 }
 
-function draw(container, chart, note, legend, traces, extra = {}) {
-  const plot = element("div", { className: "plot" });
+function draw(container, chart, note, legend, traces, extra = {}, height = "200px") {
+  const plot = element("div", { className: "plot", style: { height } });
   const keys = legend.map(({ text, color, dash }) => element("span", {}, lineSwatch(color, DASH_ARRAYS[dash]), text));
   container.append(
     element(
@@ -162,7 +167,7 @@ function drawLines(container, chart, stages, chosen) {
   const traces = shown.flatMap((stage) =>
     metrics.flatMap((metric, i) => {
       const label = metrics.length > 1 ? labelOf(chart, metric) : "";
-      const name = [overlaid ? stage.name : "", label].filter(Boolean).join(", ") || chart.title;
+      const name = [overlaid ? shortened(stage.name) : "", label].filter(Boolean).join(", ") || chart.title;
       const color = overlaid ? colorName(stages.indexOf(stage)) : colorName(chosen + i);
       return lineTraces(stage, metric, cssColor(color), overlaid ? DASHES[i % DASHES.length] : "solid", chart, name);
     }),
@@ -215,13 +220,16 @@ function drawTiming(container, stages, chosen) {
       x: rowsByStage.map((rows) => mean(rows.find((row) => row.label === label))),
     }));
     const axes = layout(chart);
-    draw(container, chart, "mean seconds, by phase", legend, traces, {
+    const names = { tickvals: shown.map(({ name }) => name), ticktext: shown.map(({ name }) => shortened(name)) };
+    const extra = {
       barmode: "stack",
       bargap: 0.45,
       hovermode: "y unified",
-      yaxis: { ...axes.yaxis, type: "category", autorange: "reversed", showgrid: false },
+      yaxis: { ...axes.yaxis, ...names, type: "category", autorange: "reversed", showgrid: false },
       xaxis: { ...axes.xaxis, showgrid: true, hoverformat: ".3~r" },
-    });
+    };
+    const height = `${Math.max(200, 40 + 24 * shown.length)}px`;
+    draw(container, chart, "mean seconds, by phase", legend, traces, extra, height);
     return;
   }
   const traces = rowsByStage[0]

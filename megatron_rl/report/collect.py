@@ -20,18 +20,19 @@ def collect_run(run_dir: Path) -> Json:
 
     Returns:
         `{name, model, backend: {part: version}, seconds, stages}`, a stage being `{name, algorithm, steps, seconds,
-        accuracies: [{set, before, after}], step: [N], series: {metric: [value or None] as long as step}}`.
+        response_length, entropy: {before, after} or None, accuracies: [{set, before, after}], step: [N], series:
+        {metric: [value or None] as long as step}}`.
 
     Raises:
         InputError: no run folder, no metrics in it, or a broken file (named with its line).
     """
-    summary = _read_summary(run_dir)
+    summary = read_summary(run_dir)
     stages = [_collect_stage(folder, summary) for folder in stage_folders(run_dir)]
-    backend = summary.get("backend")
+    backend = summary["backend"] if isinstance(summary.get("backend"), dict) else {}
     return {
         "name": str(summary.get("name") or run_dir.resolve().name),
         "model": _model(stage_folders(run_dir)[0]),
-        "backend": {key: value for key, value in backend.items() if value} if isinstance(backend, dict) else {},
+        "backend": {part: found for part, found in backend.items() if isinstance(found, str)},
         "seconds": _number(summary.get("seconds")) or sum(stage["seconds"] for stage in stages),
         "stages": stages,
     }
@@ -46,13 +47,14 @@ def stage_folders(run_dir: Path) -> list[Path]:
         InputError: there is no run.
     """
     if not run_dir.is_dir():
-        raise InputError(f"{run_dir}: no such run folder; give the folder of a run or of a pipeline")
+        raise InputError(f"{run_dir}: no such run folder; give that of a run, a pipeline or an evaluation")
     if _has_metrics(run_dir):
         return [run_dir]
     folders = sorted((path for path in run_dir.iterdir() if path.is_dir() and _has_metrics(path)), key=_begin)
     if not folders:
         raise InputError(
-            f"{run_dir}: no metrics here or in a subfolder (metrics.jsonl is missing or empty); train first"
+            f"{run_dir}: no metrics here or in a subfolder (metrics.jsonl is missing or empty), and no summary.json of "
+            "an evaluation that is done; train or evaluate first"
         )
     order = _stage_order(run_dir)
     return sorted(folders, key=lambda folder: order.index(folder.name) if folder.name in order else len(order))
@@ -73,6 +75,18 @@ def read_json_lines(path: Path) -> Iterator[Json]:
             yield read_object(line, f"{path}:{number}")
 
 
+def read_summary(folder: Path) -> Json:
+    """`summary.json` in `folder`; nothing if there is none.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    path = RunFolder(folder).summary
+    if not path.is_file():
+        return {}
+    return read_object(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
 def _has_metrics(folder: Path) -> bool:
     path = RunFolder(folder).metrics
     return path.is_file() and next(read_json_lines(path), None) is not None
@@ -85,13 +99,13 @@ def _begin(folder: Path) -> tuple[float, str]:
 def _stage_order(run_dir: Path) -> list[str]:
     """Stage names as `pipeline.yaml` lists them, else as `summary.json` does; an entry is a name or has one."""
     pipeline = _read_yaml(run_dir / "pipeline.yaml")
-    stages = _list(pipeline.get("stages")) or _list(_read_summary(run_dir).get("stages"))
+    stages = _list(pipeline.get("stages")) or _list(read_summary(run_dir).get("stages"))
     return [str(stage.get("name")) if isinstance(stage, dict) else Path(str(stage)).stem for stage in stages]
 
 
 def _collect_stage(folder: Path, pipeline_summary: Json) -> Json:
     listed = [stage for stage in _list(pipeline_summary.get("stages")) if isinstance(stage, dict)]
-    summary = _read_summary(folder)
+    summary = read_summary(folder)
     for stage in listed:
         summary |= stage if stage.get("name") == folder.name else {}
     steps, series, seconds = _read_metrics(RunFolder(folder).metrics)
@@ -100,6 +114,8 @@ def _collect_stage(folder: Path, pipeline_summary: Json) -> Json:
         "algorithm": str(_read_yaml(RunFolder(folder).config).get("algorithm", "")).lower(),
         "steps": max(steps),
         "seconds": _number(summary.get("seconds")) or seconds,
+        "response_length": _before_and_after(series.get("generation/length_mean", [])),
+        "entropy": _before_and_after(series.get("train/entropy", [])),
         "accuracies": _accuracies(series, summary),
         "step": steps,
         "series": series,
@@ -137,6 +153,12 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _before_and_after(column: list[float | None]) -> Json | None:
+    """Its first and its last value."""
+    values = [value for value in column if value is not None]
+    return {"before": values[0], "after": values[-1]} if values else None
+
+
 def _accuracies(series: dict[str, list[float | None]], summary: Json) -> list[Json]:
     """Each held-out set's accuracy at its first and last validation, the headline set first.
 
@@ -150,8 +172,8 @@ def _accuracies(series: dict[str, list[float | None]], summary: Json) -> list[Js
         sets = {"held-out": headline}
     found: list[Json] = []
     for name in sorted(sets, key=lambda name: (sets[name] != headline, name)):
-        values = [value for value in sets[name] if value is not None]
-        found += [{"set": name, "before": values[0], "after": values[-1]}] if values else []
+        ends = _before_and_after(sets[name])
+        found += [{"set": name} | ends] if ends else []
     before, after = summary.get("held_out_accuracy_before"), summary.get("held_out_accuracy_after")
     if not found and isinstance(before, int | float) and isinstance(after, int | float):
         found = [{"set": "held-out", "before": before, "after": after}]
@@ -166,13 +188,6 @@ def _model(folder: Path) -> str:
     if isinstance(scratch, dict):
         return f"Qwen2, {scratch.get('num_hidden_layers')} layers of {scratch.get('hidden_size')}, from scratch"
     return str(policy.get("model_name") or policy.get("from_checkpoint") or "")
-
-
-def _read_summary(folder: Path) -> Json:
-    path = RunFolder(folder).summary
-    if not path.is_file():
-        return {}
-    return read_object(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def _read_yaml(path: Path) -> Json:

@@ -28,11 +28,12 @@ function lineSwatch(color, dashArray) {
 
 const byId = (id) => document.getElementById(id);
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-const STAGE_COLORS = 6;
+const STAGE_COLORS = 10;
 const colorName = (index) => `c${index % STAGE_COLORS}`;
 
 const percent = (value) => (value * 100).toFixed(1) + "%";
 const count = (value) => value.toLocaleString("en-US");
+const shortened = (name) => (name.length > 28 ? `…${name.slice(-27)}` : name); // where names are paths, ends differ
 
 function duration(seconds) {
   if (seconds < 60) return seconds.toFixed(1) + " s";
@@ -48,6 +49,7 @@ function fillTabs(container, labels, selected, onSelect) {
       {
         type: "button",
         role: "tab",
+        title: text,
         "aria-selected": String(index === selected),
         onclick: () => {
           buttons.forEach((button, i) => button.setAttribute("aria-selected", String(i === index)));
@@ -55,7 +57,7 @@ function fillTabs(container, labels, selected, onSelect) {
         },
       },
       color ? element("span", { className: "dot", style: { background: `var(--${color})` } }) : null,
-      text,
+      shortened(text),
     ),
   );
   container.replaceChildren(...buttons);

@@ -10,12 +10,13 @@ async function loadPlotly() {
 }
 
 function fillHeader(report) {
+  byId("eyebrow").textContent = report.stages.length ? "Training report" : "Evaluation report";
   byId("model").textContent = report.model;
-  const facts = [...Object.entries(report.backend), ["time", report.seconds ? duration(report.seconds) : null]];
-  const shown = facts.filter(([, value]) => ["string", "number", "boolean"].includes(typeof value));
+  const facts = [...Object.entries(report.backend), ["time", report.seconds ? duration(report.seconds) : ""]];
+  const shown = facts.filter(([, value]) => value);
   byId("facts").replaceChildren(
     ...shown.map(([name, value]) =>
-      element("div", {}, element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, String(value))),
+      element("div", {}, element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, value)),
     ),
   );
 }
@@ -40,33 +41,63 @@ function accuracy({ set, before, after }) {
   );
 }
 
+function fillTable(table, heads, rows) {
+  const head = heads.map(([text, className = ""]) => element("th", { className, scope: "col" }, text));
+  byId(table).replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+  byId(table).closest("section").hidden = !rows.length;
+}
+
+const cell = (className, ...content) => element("td", { className }, ...content);
+const numberCell = (...content) => cell("number", ...content);
+
 function fillStages(stages) {
   const heads = [
     ["Stage"],
     ["Algorithm"],
     ["Steps", "number"],
     ["Time", "number"],
-    ["Held-out accuracy, before → after"],
+    ["Response tokens\nfirst → last", "number"],
+    ["Entropy\nfirst → last", "number"],
+    ["Held-out accuracy\nbefore → after"],
   ];
-  const head = heads.map(([text, className = ""]) => element("th", { className, scope: "col" }, text));
+  const change = (ends, format) => (ends ? `${format(ends.before)} → ${format(ends.after)}` : "");
   const rows = stages.map((stage) =>
     element(
       "tr",
       {},
-      element("td", {}, stage.name),
-      element("td", {}, stage.algorithm.toUpperCase()),
-      element("td", { className: "number" }, count(stage.steps)),
-      element("td", { className: "number" }, duration(stage.seconds)),
-      element(
-        "td",
-        {},
+      cell("name", stage.name),
+      cell("", stage.algorithm.toUpperCase()),
+      numberCell(count(stage.steps)),
+      numberCell(duration(stage.seconds)),
+      numberCell(change(stage.response_length, (tokens) => count(Math.round(tokens)))),
+      numberCell(change(stage.entropy, (nats) => nats.toFixed(3))),
+      cell(
+        "accuracies",
         ...(stage.accuracies.length
           ? stage.accuracies.map(accuracy)
           : [element("span", { className: "muted" }, "not measured")]),
       ),
     ),
   );
-  byId("stages").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+  fillTable("stages", heads, rows);
+}
+
+function fillBenchmarks({ evaluations, benchmarks, reported }) {
+  const small = (text) => element("small", {}, text);
+  const own = ({ accuracy, accuracy_error: error, samples_per_prompt: k }) =>
+    numberCell(`${(accuracy * 100).toFixed(1)} ± ${(error * 100).toFixed(1)}`, small(`avg@${k}`));
+  const row = (className, name, cells) => element("tr", { className }, name, ...cells);
+  const columns = (figures, fill) =>
+    benchmarks.map(({ name }) => (name in figures ? fill(figures[name]) : numberCell()));
+  const rows = [
+    ...evaluations.map(({ name, model, figures }) =>
+      row("", cell("name", name, small(model)), columns(figures, own)),
+    ),
+    ...Object.entries(reported).map(([name, figures]) =>
+      row("muted", cell("name", name), columns(figures, (value) => numberCell(value.toFixed(1)))),
+    ),
+  ];
+  fillTable("benchmarks", [["Model"], ...benchmarks.map(({ title }) => [title, "number"])], rows);
 }
 
 function fillCurves(stages) {
@@ -82,6 +113,10 @@ function fillCurves(stages) {
       chosen = index ? index - 1 : null;
       show();
     });
+  const thinned = stages.filter((stage) => stage.step.length < stage.logged);
+  byId("thinned").textContent = thinned
+    .map((stage) => `${stage.name}: ${count(stage.step.length)} of ${count(stage.logged)} steps are drawn`)
+    .join("; ");
   show();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 }
@@ -90,11 +125,16 @@ async function main() {
   const report = JSON.parse(await unpack("report"));
   fillHeader(report);
   fillStages(report.stages);
+  fillBenchmarks(report);
   document.querySelector("main").hidden = false;
-  if (report.samples.length) new SampleBrowser(report);
-  else byId("browser").hidden = true;
-  await loadPlotly();
-  fillCurves(report.stages);
+  const views = viewsOf(report);
+  if (views.length) new SampleBrowser(views);
+  byId("browser").hidden = !views.length;
+  byId("curves").hidden = !report.stages.length;
+  if (report.stages.length) {
+    await loadPlotly();
+    fillCurves(report.stages);
+  }
   document.documentElement.dataset.ready = "true";
 }
 

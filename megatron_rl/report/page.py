@@ -5,47 +5,60 @@ import functools
 import gzip
 import html
 import json
-import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
+from megatron_rl.errors import InputError
 from megatron_rl.logger import finite
-from megatron_rl.report.collect import collect_run, stage_folders
-from megatron_rl.report.samples import LIMITS, choose, read_samples, text_size
+from megatron_rl.report.collect import Json
+from megatron_rl.report.compare import collect, collect_samples
+from megatron_rl.report.limits import LIMITS, choose, text_size, thinned
+from megatron_rl.report.samples import Sample
+from megatron_rl.run_folder import write_text
 
 MAX_BYTES = 4_900_000
-"""The file stays below this: samples are left out until it does."""
+"""The file stays below this: samples, then points of curves are left out until it does."""
 _MAX_COMPRESSION = 8
 """Samples of more characters than this times the limit are not even tried: packing them takes seconds."""
 
-_SCRIPTS = ("format.js", "charts.js", "samples.js", "page.js")
+_SCRIPTS = ("format.js", "charts.js", "views.js", "samples.js", "page.js")
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` for a run or a pipeline, finished or not, and return its path.
+def write_report(*folders: Path, out: Path | None = None) -> Path:
+    """Write the report of runs, pipelines (finished or not) and evaluations, and return its path.
+
+    Args:
+        out: the file; default: report.html in the folder, of several folders in the current one.
 
     Raises:
-        InputError: no run there, or a broken file in it.
+        InputError: a folder is none of these, a file in it is broken, or the report cannot be written.
     """
-    report = collect_run(run_dir)
-    samples = [s for i, folder in enumerate(stage_folders(run_dir)) for s in read_samples(folder, stage=i)]
-    report["samples_written"] = len(samples)
-    for limits in LIMITS:
-        chosen = choose(samples, limits)
-        if limits is not LIMITS[-1] and text_size(chosen) > _MAX_COMPRESSION * MAX_BYTES:
-            continue
-        page = _render(report | {"samples": chosen})
-        if len(page.encode()) <= MAX_BYTES:
-            break
-    path = run_dir / "report.html"
-    temporary = run_dir / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    if path.is_dir():
+        raise InputError(f"{path}: a folder is there; give a file as --out")
+    page = _fitting(collect(folders), collect_samples(folders))
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise InputError(f"{path}: the report cannot be written there: {error}; give another file as --out") from error
     return path
 
 
-def _render(report: dict[str, Any]) -> str:
+def _fitting(report: Json, samples: Sequence[Sample]) -> str:
+    """The page with as much as keeps its size."""
+    for limits in LIMITS:
+        chosen = choose(samples, limits)
+        if text_size(chosen) > _MAX_COMPRESSION * MAX_BYTES:
+            continue
+        stages = [thinned(stage, limits.curve_steps) for stage in report["stages"]]
+        page = _render(report | {"stages": stages, "samples": chosen, "samples_written": len(samples)})
+        if len(page.encode()) <= MAX_BYTES:
+            return page
+    raise InputError(f"{report['name']:.200}: no page of {MAX_BYTES:,} bytes holds so much; give fewer folders")
+
+
+def _render(report: Json) -> str:
     files = resources.files("megatron_rl.report")
     parts = {
         "title": html.escape(report["name"]),
