@@ -99,6 +99,7 @@ def complaints() -> list[str]:
 @pytest.fixture(scope="module")
 def open_report(browser: Browser, complaints: list[str]) -> Iterator[Open]:
     context = browser.new_context(offline=True, color_scheme="light", viewport=WINDOW)
+    context.set_default_timeout(15_000)
 
     def open_one(path: Path) -> Page:
         page = context.new_page()
@@ -144,8 +145,9 @@ def traces(page: Page, chart: str) -> list[dict[str, Any]]:
 
 def listed(page: Page) -> list[str]:
     """Ids of all items in the browser's list."""
-    while page.locator("#list .more").count():
-        page.click("#list .more")
+    for _ in range(page.locator("#list .more").count() * 10):
+        if page.locator("#list .more").count():
+            page.click("#list .more")
     return page.locator("#list .id").all_text_contents()
 
 
@@ -296,7 +298,8 @@ def test_nothing_sticks_out_of_a_narrow_window(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     for view in ("Every sample", "Before and after", "Problems"):
         tab(page, view)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # The charts follow a moment later.
+        page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
 
 
 def test_an_evaluation_alone_has_no_curves(open_report: Open, folders: list[Path]) -> None:
