@@ -98,7 +98,7 @@ def command(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, of pipelines, or that eval --out wrote.")
+        list[Path], typer.Argument(metavar="RUN", help="Folders of runs, of pipelines, or that eval --out wrote.")
     ],
     out: Annotated[
         Path | None,

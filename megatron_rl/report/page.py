@@ -64,7 +64,7 @@ def _render(report: Json) -> str:
         "title": html.escape(report["name"]),
         "style": files.joinpath("page.css").read_text(encoding="utf-8"),
         "script": "\n".join(files.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS),
-        "plotly": _packed_plotly(),
+        "plotly": _packed_plotly() if report["stages"] else "",
         "report": _packed(json.dumps(finite(report), allow_nan=False, separators=(",", ":"))),
     }
     page = files.joinpath("page.html").read_text(encoding="utf-8")
