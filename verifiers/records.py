@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from verifiers.code.compare import check_values
+from verifiers.code.compare import TEST_TYPES, check_test
 from verifiers.code.judge import function_name
 from verifiers.isolation import IsolationLevel
 from verifiers.math import Extract
@@ -12,8 +12,6 @@ from verifiers.tasks import CODE_BUDGET_SECONDS, CodeTask, MathTask, Task
 
 ReadTask = Callable[[dict[str, Any]], Task]
 """Raises ValueError for a record that is not usable."""
-
-_TEST_TYPES = ("stdin", "functional")
 
 
 def math_reader(extract: Extract = "strict") -> ReadTask:
@@ -83,15 +81,14 @@ def _tests(record: dict[str, Any]) -> list[dict[str, str]]:
         for key in ("input", "output"):
             if not isinstance(test.get(key), str):
                 raise ValueError(f"test {at}: key {key!r} must be a string, got {_kind(test.get(key))}")
-        if test.get("testtype") not in _TEST_TYPES:
+        if test.get("testtype") not in TEST_TYPES:
             raise ValueError(
-                f"test {at}: testtype {test.get('testtype')!r:.40} is unknown; use 'stdin' or 'functional'"
+                f"test {at}: testtype {test.get('testtype')!r:.40} is unknown; use one of {', '.join(TEST_TYPES)}"
             )
-        if test["testtype"] == "functional":
-            try:
-                check_values(test["input"], test["output"])
-            except ValueError as error:
-                raise ValueError(f"test {at}: {error}; correct it or drop the line") from error
+        try:
+            check_test(test)
+        except ValueError as error:
+            raise ValueError(f"test {at}: {error}; correct it or drop the line") from error
     return tests
 
 

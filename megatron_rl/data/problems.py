@@ -9,10 +9,9 @@ from typing import Any
 
 from megatron_rl.config.schema import DataConfig, Domain
 from megatron_rl.errors import InputError
-from verifiers.code.compare import check_values
+from verifiers.code.compare import TEST_TYPES, check_test
 
 THINK_END = "</think>"
-TEST_TYPES = ("stdin", "functional")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,8 @@ class Problem:
     answer: str | None
     """Math: the reference answer."""
     tests: tuple[dict[str, Any], ...] | None
-    """Code: `{input, output, testtype: "stdin" | "functional"}`; functional inputs are one JSON value per line."""
+    """Code: `{input, output, testtype: "stdin" | "functional" | "check"}`; functional inputs are one JSON value per
+    line, that of a check is Python which follows the program and must not raise."""
     fn_name: str | None
     starter_code: str | None
     response: str | None
@@ -182,11 +182,10 @@ class _Row:
             raise InputError(f"{self.place}: {name}.testtype is {_shown(kind)}; it must be one of {list(TEST_TYPES)}")
         if kind == "functional" and fn_name is None:
             raise InputError(f"{self.place}: {name}.testtype is 'functional' but there is no column 'fn_name'; name it")
-        if kind == "functional":
-            try:
-                check_values(test["input"], test["output"])
-            except ValueError as error:
-                raise InputError(f"{self.place}: {name}: {error}; correct it or drop the line") from error
+        try:
+            check_test(test)
+        except ValueError as error:
+            raise InputError(f"{self.place}: {name}: {error}; correct it or drop the line") from error
 
     def scalar(self, key: str) -> str:
         value = self.row.get(key)

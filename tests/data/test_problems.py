@@ -14,6 +14,7 @@ from megatron_rl.errors import InputError
 
 TEST = {"input": "4\n", "output": "8\n", "testtype": "stdin"}
 CALL = {"input": "4\n5", "output": "9", "testtype": "functional"}
+CHECK = {"input": "assert f(4) == 8", "output": "", "testtype": "check"}
 MATH = {"prompt": "What is 2 + 2?", "answer": "4"}
 CODE = {"domain": "code", "prompt": "Double it.", "tests": [TEST]}
 SFT = {"domain": "code", "prompt": "Double it.", "response": "</think> x"}
@@ -51,9 +52,15 @@ def test_a_math_line_becomes_a_problem(load: Load) -> None:
 
 
 def test_a_code_line_becomes_a_problem(load: Load) -> None:
-    line = CODE | {"id": "c", "tests": [TEST, CALL], "fn_name": "f", "starter_code": "def f(a, b):", "answer": ["no"]}
+    line = CODE | {
+        "id": "c",
+        "tests": [TEST, CALL, CHECK],
+        "fn_name": "f",
+        "starter_code": "def f(a, b):",
+        "answer": ["no"],
+    }
     (problem,) = load(line)
-    assert problem == Problem("c", "Double it.", Domain.CODE, None, (TEST, CALL), "f", "def f(a, b):", None)
+    assert problem == Problem("c", "Double it.", Domain.CODE, None, (TEST, CALL, CHECK), "f", "def f(a, b):", None)
 
 
 def test_problems_keep_the_order_of_the_file_and_take_line_numbers_for_ids(load: Load) -> None:
@@ -162,6 +169,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (CODE | {"tests": [TEST | {"testtype": "call"}]}, {}, "tests[0].testtype is 'call' (str); it must be one of ['std"),
     (CODE | {"tests": [TEST | {"testtype": ["x"]}]}, {}, "tests[0].testtype is ['x'] (list); it must be one of"),
     (CODE | {"tests": [CALL]}, {}, "tests[0].testtype is 'functional' but there is no column 'fn_name'; name it"),
+    (CODE | {"tests": [CHECK | {"input": "assert"}]}, {}, "tests[0]: its input is not Python: SyntaxError: invalid"),
     (CODE | {"fn_name": 5}, {}, "column 'fn_name' is 5 (int); it must be a string"),
     (CODE | {"starter_code": ["def f():"]}, {}, "column 'starter_code' is ['def f():'] (list); it must be a string"),
     (MATH, {"need_response": True}, "no column 'response'; the line has ['answer', 'prompt']"),

@@ -21,6 +21,7 @@ from verifiers.records import ReadTask, code_reader, math_reader
 TESTS = [
     {"input": "1\n", "output": "2\n", "testtype": "stdin"},
     {"input": "[1]", "output": "2", "testtype": "functional"},
+    {"input": "assert f([1]) == 2", "output": "", "testtype": "check"},
 ]
 MATH: dict[str, Any] = {"id": "a", "prompt": "1 + 1?", "answer": "2", "response": "It is 2."}
 CODE: dict[str, Any] = {

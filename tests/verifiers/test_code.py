@@ -470,7 +470,7 @@ def test_a_function_is_not_blamed_for_what_it_left() -> None:
         ([], "no tests"),
         ([{"input": "", "testtype": "stdin"}], "test 1: 'output' must be a string"),
         ([{"input": "", "output": None, "testtype": "stdin"}], "got None"),
-        ([{"input": "", "output": "", "testtype": "files"}], "'stdin' or 'functional'"),
+        ([{"input": "", "output": "", "testtype": "files"}], "must be one of stdin, functional, check, got 'files'"),
         ([*SUM, {"input": "{", "output": "1", "testtype": "functional"}], r"test 2: '{' is not JSON"),
         ([{"input": "1", "output": "", "testtype": "functional"}], "test 1: '' is not JSON"),
     ],
@@ -661,7 +661,7 @@ def test_libraries_below_tmp_are_not_hidden_by_the_scratch_folder(monkeypatch: p
     box = sandbox._strongest()
     try:
         with box.program(program, None, 5.0) as running:
-            outcome = running.run([""], False, 5.0)
+            outcome = running.run([""], "stdin", 5.0)
     finally:
         box.close()
     assert (outcome.status, outcome.output) == (0, b"6\n"), outcome

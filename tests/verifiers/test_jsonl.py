@@ -12,6 +12,7 @@ from verifiers.pool import VerifierPool
 from verifiers.records import code_reader, math_reader
 
 STDIN_TEST = {"input": "4\n", "output": "8\n", "testtype": "stdin"}
+CHECK = {"input": "assert twice(4) == 8", "output": "", "testtype": "check"}
 
 
 def write(path: Path, *lines: Any) -> Path:
@@ -79,10 +80,15 @@ def test_code_lines(tmp_path: Path) -> None:
         {"id": 3, "response": program("def twice(x): return 2 * x"), "tests": [functional], "fn_name": "twice"},
         {"id": 4, "response": program("while True: pass"), "tests": [STDIN_TEST], "starter_code": None},
         {"id": 5, "response": program("1 / 0"), "tests": [STDIN_TEST]},
+        {"id": 6, "response": program("def twice(x): return 2 * x"), "tests": [CHECK]},
+        {"id": 7, "response": program("def twice(x): return x"), "tests": [STDIN_TEST, CHECK]},
+        {"id": 8, "response": program("def twice(x): return x"), "tests": [CHECK]},
     )
     out = tmp_path / "out.jsonl"
     judge(source, "code", out, workers=2, timeout=1.0)
-    assert [line["verdict"] for line in read(out)] == ["pass", "wrong", "pass", "timeout", "runtime_error"]
+    assert [line["verdict"] for line in read(out)] == [
+        *("pass", "wrong", "pass", "timeout", "runtime_error", "pass", "wrong", "wrong")
+    ]
 
 
 def test_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,8 +148,14 @@ def test_few_lines_are_in_memory_at_a_time_and_their_order_stays(
         (
             "code",
             {"id": 1, "response": "", "tests": [STDIN_TEST, {**STDIN_TEST, "testtype": "x"}]},
-            "test 2: testtype 'x'",
+            "test 2: testtype 'x' is unknown; use one of stdin, functional, check",
         ),
+        (
+            "code",
+            {"id": 1, "response": "", "tests": [CHECK, {**CHECK, "input": "assert f(:\n"}]},
+            "test 2: its input is not Python: SyntaxError: invalid syntax (check, line 1); correct it or drop the line",
+        ),
+        ("code", {"id": 1, "response": "", "tests": [{**CHECK, "input": 5}]}, "key 'input' must be a string"),
         ("code", {"id": 1, "response": "", "tests": [{"input": "", "testtype": "stdin"}]}, "key 'output' must be"),
         (
             "code",

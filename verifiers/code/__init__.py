@@ -7,7 +7,8 @@ an empty environment, an empty folder to work in, limits on memory, time, output
 outside of the program's reach, and the death of all that it started before the next program starts. A program's
 tests run one after the other in its process; one that it fails there is run again in a new process, and only that
 counts. The expected outputs stay in the judge's process: a program that takes over its process, or all of its
-sandbox, can still only pass by printing the right output.
+sandbox, can still only pass by printing the right output. Only a check, a test that is Python, is run in the program's
+process, after the program; docs/code_verifier.md tells what that leaves open.
 
 `isolation()` says which level this machine gives, strongest first:
 

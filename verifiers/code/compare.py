@@ -1,4 +1,4 @@
-"""Equality of a program's output with the expected one, on bytes, in the judge's process.
+"""Equality of a program's output with the expected one, on bytes, in the judge's process; and what a test must be.
 
 Standard output is compared as LiveCodeBench does: surrounding white space off the whole and off each
 line, the same number of lines, each equal as text or, token by token, as exact decimal numbers (`1.50`
@@ -11,8 +11,13 @@ The bytes come from untrusted programs: no work here grows with them once they a
 """
 
 import json
+import warnings
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 
+from verifiers.code.run import compiled
+
+TEST_TYPES = ("stdin", "functional", "check")
 # The widest gap between two JSON texts of equal numbers: 1e308 against its 309 digits.
 _FRAME_FACTOR = 80
 _FRAME_SLACK = 4096
@@ -52,17 +57,24 @@ def parse_value(text: str) -> object:
         raise ValueError("JSON nested too deeply") from error
 
 
-def check_values(arguments: str, output: str) -> None:
-    """See that a functional test is one JSON value per line of its input, and one as its output.
+def check_test(test: Mapping[str, str]) -> None:
+    """See that a functional test is one JSON value per line of its input, and one as its output, and a check Python.
 
     Raises:
         ValueError: it is not.
     """
-    for text in [*filter(str.strip, arguments.split("\n")), output]:
-        try:
-            parse_value(text)
-        except ValueError as error:
-            raise ValueError(f"{text!r:.40} is not JSON: {error}") from error
+    match test["testtype"]:
+        case "functional":
+            for text in [*filter(str.strip, test["input"].split("\n")), test["output"]]:
+                try:
+                    parse_value(text)
+                except ValueError as error:
+                    raise ValueError(f"{text!r:.40} is not JSON: {error}") from error
+        case "check":
+            with warnings.catch_warnings(action="ignore"):
+                code = compiled(test["input"], "check")
+            if isinstance(code, str):
+                raise ValueError(f"its input is not Python: {code}")
 
 
 def _parse_int(digits: str) -> int | Decimal:

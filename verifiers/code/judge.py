@@ -2,12 +2,14 @@
 
 import math
 import re
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from verifiers.code.compare import check_values, same_output, same_value
+from verifiers.code.compare import TEST_TYPES, check_test, same_output, same_value
 from verifiers.code.extract import extract_program
+from verifiers.code.protocol import SEPARATOR
 from verifiers.code.sandbox import Isolation, Outcome, Program, SandboxDied, SandboxError, current_sandbox
 from verifiers.isolation import IsolationLevel
 from verifiers.verdict import Result, Verdict
@@ -16,6 +18,7 @@ _SOURCE_CHARACTERS = 1 << 20  # contests allow 64 KiB; compiling much more costs
 _SIGXCPU = 24
 # Functional tests run in groups, within the time of one test: the first by itself, as most wrong programs fail there.
 _GROWTH, _LARGEST_GROUP = 4, 64
+_FAILED_ASSERTION = "exit status 1: AssertionError"
 _METHOD = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", re.MULTILINE)
 
 Test = Mapping[str, str]
@@ -58,11 +61,12 @@ def verify_code(
     Args:
         response: what the model wrote; see `extract` for where its program is.
         tests: in LiveCodeBench's form, at least one: `input`, `output`, and `testtype` `stdin` or `functional`
-            (input: one JSON value per line and argument; output: one JSON value). Run in order, up to the
-            first that fails.
-        fn_name: the function that functional tests call, plain or a method of `class Solution`; by default
-            the last one that `starter_code` defines.
-        starter_code: the problem's function header.
+            (input: one JSON value per line and argument; output: one JSON value); or `check`, whose input is Python
+            that is run after the program and must not raise (output: unused). Run in order, up to the first that
+            fails.
+        fn_name: the function that functional tests call, plain or a method of `class Solution`, and that checks are
+            about; by default the last one that `starter_code` defines.
+        starter_code: the problem's function header; where there is a check it is run before the program.
         timeout: wall-clock seconds for each test.
         budget: wall-clock seconds for all tests together.
         longest_first: run the tests with the longest inputs first; a slow program fails sooner.
@@ -82,7 +86,8 @@ def verify_code(
     if len(program) > _SOURCE_CHARACTERS:
         verdict, detail = Verdict.RUNTIME_ERROR, f"source longer than {_SOURCE_CHARACTERS} characters"
     else:
-        verdict, detail = _judge(program, _Plan(tests, function, timeout, budget, longest_first, min_isolation))
+        plan = _Plan(tests, function, starter_code or "", timeout, budget, longest_first, min_isolation)
+        verdict, detail = _judge(program, plan)
     return Result(verdict, program, time.monotonic() - start, detail)
 
 
@@ -92,6 +97,7 @@ class _Plan:
 
     tests: Sequence[Test]
     function: str | None
+    starter: str
     timeout: float
     budget: float
     longest_first: bool
@@ -124,17 +130,18 @@ def _check_tests(tests: Sequence[Test]) -> None:
         for key in ("input", "output", "testtype"):
             if not isinstance(test.get(key), str):
                 raise ValueError(f"test {number}: {key!r} must be a string, got {test.get(key)!r:.80}")
-        if test["testtype"] not in ("stdin", "functional"):
-            raise ValueError(f"test {number}: testtype must be 'stdin' or 'functional', got {test['testtype']!r:.80}")
-        if test["testtype"] == "functional":
-            try:
-                check_values(test["input"], test["output"])
-            except ValueError as error:
-                raise ValueError(f"test {number}: {error}") from error
+        if test["testtype"] not in TEST_TYPES:
+            raise ValueError(
+                f"test {number}: testtype must be one of {', '.join(TEST_TYPES)}, got {test['testtype']!r:.80}"
+            )
+        try:
+            check_test(test)
+        except ValueError as error:
+            raise ValueError(f"test {number}: {error}") from error
 
 
 def function_name(tests: Sequence[Test], fn_name: str | None, starter_code: str | None) -> str | None:
-    """The function that functional tests call, None where there are none.
+    """The function that functional tests call, or that checks are about; None where nothing needs it.
 
     Raises:
         ValueError: neither argument names it.
@@ -143,7 +150,7 @@ def function_name(tests: Sequence[Test], fn_name: str | None, starter_code: str 
         return None
     names = _METHOD.findall(starter_code or "")
     name = fn_name or (names[-1] if names else None)
-    if name is None:
+    if name is None and any(test["testtype"] == "functional" for test in tests):
         raise ValueError(
             "functional tests need key 'fn_name', or 'starter_code' that defines the function; add one of them"
         )
@@ -180,7 +187,7 @@ def _run_tests(running: Program, plan: _Plan) -> tuple[Verdict, str]:
     """
     end = time.monotonic() + plan.budget
     order = plan.order()
-    tests = [plan.tests[place] for place in order]
+    tests = [_with_word(plan.tests[place]) for place in order]
     done, size, largest, alone = 0, 1, _LARGEST_GROUP, False
     while done < len(tests):
         group = _group(tests[done:], size)
@@ -188,8 +195,10 @@ def _run_tests(running: Program, plan: _Plan) -> tuple[Verdict, str]:
         if left <= 0:
             why = f"not reached within the {plan.budget:g} s of all tests together"
             return Verdict.TIMEOUT, f"test {order[done] + 1} of {len(tests)}: {why}"
-        inputs = [test["input"] for test in group]
-        outcome = running.run(inputs, group[0]["testtype"] == "functional", min(plan.timeout, left), alone)
+        kind, inputs = group[0]["testtype"], [test["input"] for test in group]
+        outcome = running.run(
+            [plan.starter, *inputs] if kind == "check" else inputs, kind, min(plan.timeout, left), alone
+        )
         passed, verdict, why = _verdict(outcome, group)
         done += passed
         if verdict is Verdict.PASS:
@@ -202,8 +211,16 @@ def _run_tests(running: Program, plan: _Plan) -> tuple[Verdict, str]:
     return Verdict.PASS, ""
 
 
+def _with_word(test: Test) -> Test:
+    """A check with a word that it has to give back at its end, which no program can guess; other tests as they are."""
+    if test["testtype"] != "check":
+        return test
+    word = secrets.token_hex(16)
+    return {"testtype": "check", "input": f"{word}{SEPARATOR}{test['input']}", "output": f'"{word}"'}
+
+
 def _group(tests: Sequence[Test], size: int) -> Sequence[Test]:
-    """The next tests to run in one go: functional ones, or one on standard input."""
+    """The next tests to run in one go: functional ones, or one of another kind."""
     count = next((place for place, test in enumerate(tests) if test["testtype"] != "functional"), len(tests))
     return tests[: max(1, min(count, size))]
 
@@ -222,8 +239,12 @@ def _verdict(outcome: Outcome, group: Sequence[Test]) -> tuple[int, Verdict, str
     if len(frames) >= len(group):
         return len(group), Verdict.PASS, ""
     verdict, why = _bad_end(outcome)
+    is_check = group[0]["testtype"] == "check"
     if verdict is Verdict.PASS:
-        verdict, why = Verdict.RUNTIME_ERROR, "ended without returning a value"
+        missing = "before its check did" if is_check else "without returning a value"
+        verdict, why = Verdict.RUNTIME_ERROR, f"ended {missing}"
+    if is_check and why.startswith(_FAILED_ASSERTION):
+        verdict = Verdict.WRONG
     return len(frames), verdict, why
 
 

@@ -12,12 +12,13 @@ On the control socket of a program's process:
 
     judge                                          program
       <- READY, FAILED or BROKEN                     it is compiled and locked; or why it is not
-      STANDARD_INPUT or FUNCTION                     it runs on what the input file holds
+      STANDARD_INPUT, FUNCTION, LOAD or CHECK        it runs on what the input file holds
       <- status, spent                               how that ended (`run.run_tests`)
 
 The sockets keep message boundaries (SOCK_SEQPACKET). Sources, inputs and outputs travel in memory files, so no
-message is large and no pipe can fill up. Expected outputs never cross. After READY the program itself may be talking:
-no answer says more than what a program could bring about anyway, by exiting.
+message is large and no pipe can fill up. Expected outputs never cross; a check does, once the program has run (LOAD),
+with a word that comes back when the check has ended. After READY the program itself may be talking: no answer says more
+than what a program could bring about anyway, by exiting.
 """
 
 import json
@@ -27,8 +28,8 @@ from typing import Any
 
 _MAX_MESSAGE = 1 << 16
 
-STANDARD_INPUT, FUNCTION = b"i", b"f"
-SEPARATOR = "\0"  # between the inputs of functional tests; JSON has no such character
+STANDARD_INPUT, FUNCTION, LOAD, CHECK = b"i", b"f", b"l", b"c"
+SEPARATOR = "\0"  # between the inputs of functional tests, and before a check; neither JSON nor Python has it
 READY, FAILED, BROKEN = b"r", b"f", b"b"  # the last two with a text
 LONGEST_WORD = 4096
 

@@ -2,7 +2,8 @@
 
 A stdin program sees what `python3 main.py` would: module `__main__`, descriptors 0, 1 and 2, and the ends of
 a normal interpreter (threads joined, exit handlers run, buffers flushed). A functional program sees, as in
-LiveCodeBench, the names of the usual contest modules; its own name is not `__main__`.
+LiveCodeBench, the names of the usual contest modules; its own name is not `__main__`. One that is checked sees what the
+starter code before it defines, and the check after it what both have defined.
 
 Each test starts with the module, the streams and the settings of a new process. What else a program changed meets
 the next test, unless it shows (`_is_spent`); so the judge blames a program only for a test that had a new process.
@@ -26,6 +27,7 @@ from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from typing import Any, NoReturn
 
 from verifiers.code import protocol
+from verifiers.code.values import returning_data
 
 # As in LiveCodeBench: all public names of these (later ones win), then the built-ins, then the modules' own.
 _STAR_MODULES = (
@@ -76,6 +78,14 @@ def prepare() -> Namespace:
     return names
 
 
+def compiled(text: str, name: str) -> types.CodeType | str:
+    """The compiled source, or what is wrong with it."""
+    try:
+        return compile(text, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def preload(code: types.CodeType) -> None:
     """Import the well-known modules that `code` names, where they are installed."""
     names = set(_names(code))
@@ -96,7 +106,8 @@ def _names(code: types.CodeType) -> Iterator[str]:
 def run_tests(code: types.CodeType, names: Namespace, fn_name: str | None, scratch: str) -> NoReturn:
     """Run one test, or some that call `fn_name`, for each order, answer how that ended, and exit when orders end.
 
-    An answer is two numbers: the exit status that Python would have had, and 1 if the next test needs a new process.
+    A check takes two orders: at the first the program runs, and finds nothing of the check yet. An answer is two
+    numbers: the exit status that Python would have had, and 1 if the next test needs a new process.
     """
     read, write = os.read, os.write  # programs may put others in their place
     built_in = dict(vars(builtins))
@@ -111,6 +122,14 @@ def run_tests(code: types.CodeType, names: Namespace, fn_name: str | None, scrat
                 spent = _is_spent(scratch, built_in)
                 if status or spent:
                     break
+        elif order == protocol.LOAD:
+            _connect(_NULL, _NULL)
+            _renew(scratch, _FUNCTIONAL_RECURSION)
+            loaded = _Loaded(fn_name)
+            status, spent = loaded.run(code), 0
+        elif order == protocol.CHECK:
+            status = loaded.check()
+            spent = _is_spent(scratch, built_in)
         else:
             _connect(_INPUT, _OUTPUT)
             _renew(scratch, _RECURSION)
@@ -196,10 +215,64 @@ def _run_function(code: types.CodeType, names: Namespace, fn_name: str, text: st
         while frame:
             frame = frame[write(_OUTPUT, frame) :]
     except BaseException as error:
-        _exit_status(error)
-        _flush()
-        return 1
+        return _failed(error)
     return 0
+
+
+def _failed(error: BaseException) -> int:
+    """Whatever ends a program early that has more to do; `error` is reported on standard error."""
+    _exit_status(error)
+    _flush()
+    return 1
+
+
+class _Loaded:
+    """A program that is run, and then checked.
+
+    What it did to modules and the names in them is undone for the check. There, the starter code's names and the
+    built-ins mean what they did before the program; only `fn_name` is the program's, whatever it is called. The
+    program's functions return data (`values`).
+    """
+
+    def __init__(self, fn_name: str | None) -> None:
+        self._fn_name = fn_name
+        modules = [vars(module) for module in sys.modules.values() if type(module) is types.ModuleType]
+        self._modules = [(names, dict(names)) for names in (sys.modules, *modules)]
+        self._names = vars(_module("solution", {}))
+
+    def run(self, code: types.CodeType) -> int:
+        """Run the starter code, unless it is a header without a body, and the program; 0, or 1 if either raises."""
+        try:
+            starter = compiled(_input(), "starter.py")
+            if not isinstance(starter, str):
+                exec(starter, self._names)
+            self._given = {name: value for name, value in self._names.items() if name != self._fn_name}
+            exec(code, self._names)
+        except BaseException as error:
+            return _failed(error)
+        return 0
+
+    def check(self) -> int:
+        """Run the check in the input, and write the word before it as a frame; status 1 and no frame if it raises."""
+        try:
+            for names, kept in self._modules:
+                names.update(kept)
+            exec(_input().partition(protocol.SEPARATOR)[2], self._seen())
+            word = _input().partition(protocol.SEPARATOR)[0]  # only now, so that the program has met it in no object
+            os.write(_OUTPUT, f'="{word}"\n'.encode())
+        except BaseException as error:
+            return _failed(error)
+        return 0
+
+    def _seen(self) -> Namespace:
+        """The names that the check sees."""
+        seen = {name: value for name, value in self._names.items() if name not in vars(builtins)} | self._given
+        if self._fn_name in self._names:
+            seen[self._fn_name] = self._names[self._fn_name]
+        for name in seen.keys() - self._given.keys():
+            if name == self._fn_name or (callable(seen[name]) and not issubclass(type(seen[name]), type)):
+                seen[name] = returning_data(seen[name])
+        return seen
 
 
 def _plain(value: Any) -> Any:

@@ -29,6 +29,11 @@ _MARGIN_SECONDS = 10.0  # beyond a limit, before the sandbox itself is given up
 _CPU_GRACE = 1  # seconds of processor time beyond the wall limits; only for a judge that is stopped
 _STOP_SECONDS = 5.0
 _ERROR_BYTES = 4096
+_ORDERS = {
+    "stdin": (protocol.STANDARD_INPUT,),
+    "functional": (protocol.FUNCTION,),
+    "check": (protocol.LOAD, protocol.CHECK),
+}
 _ROOT = str(Path(__file__).resolve().parents[2])
 # Imports the server's own modules, not what the packages around them import for the judge.
 _BOOT = """
@@ -80,7 +85,7 @@ class Outcome:
     Attributes:
         status: exit status; negative for the signal that killed it; None if it ran past its limit.
         seconds: wall-clock time it took.
-        output: what it printed (stdin tests) or the frames of its values (functional tests), up to the limit.
+        output: what it printed (stdin tests) or the frames of its values (other tests), up to the limit.
         errors: the end of its standard error.
         failure: why it never ran (the source does not compile); empty if it did.
         first: whether its process had run no other test before.
@@ -199,8 +204,9 @@ class Program:
         self._control: socket.socket | None = None  # of the running process
         self._used = False  # whether that has run a test
 
-    def run(self, inputs: Sequence[str], functional: bool, seconds: float, alone: bool = False) -> Outcome:
-        """Run one test with its input on standard input, or functional tests, in order, up to one that raises.
+    def run(self, inputs: Sequence[str], kind: str, seconds: float, alone: bool = False) -> Outcome:
+        """Run one test with its input on standard input, or functional tests, in order, up to one that raises, or a
+        check, whose inputs are what is run before the program and, with a word before it, what is run after it.
 
         They are stopped after `seconds` of wall clock together, and run in a process that has run other tests unless
         they are to be `alone`.
@@ -218,9 +224,14 @@ class Program:
         stdin, stdout, stderr = self._streams
         for fd in self._streams:
             os.ftruncate(fd, 0)
-        _write_all(stdin, protocol.SEPARATOR.join(inputs).encode("utf-8", "surrogatepass"))
+        texts = inputs if kind == "check" else [protocol.SEPARATOR.join(inputs)]
         start = time.monotonic()
-        status = self._ask(protocol.FUNCTION if functional else protocol.STANDARD_INPUT, start + seconds)
+        for order, text in zip(_ORDERS[kind], texts, strict=True):  # a check is out of sight while the program runs
+            os.ftruncate(stdin, 0)
+            _write_all(stdin, text.encode("utf-8", "surrogatepass"))
+            status = self._ask(order, start + seconds)
+            if status != 0 or self._control is None:
+                break
         taken = time.monotonic() - start
         return Outcome(status, taken, protocol.read_all(stdout, protocol.OUTPUT_BYTES), _tail(stderr), first=first)
 

@@ -20,7 +20,6 @@ import signal
 import socket
 import sys
 import time
-import types
 from typing import Any, NamedTuple, NoReturn
 
 from verifiers.code import isolate, kernel, protocol, run
@@ -134,7 +133,7 @@ def _become(sandbox: _Sandbox, message: dict[str, Any], fds: list[int]) -> NoRet
     isolate.limit_resources(message["cpu_seconds"], sandbox.lock.owns_uid)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # when the machine's memory runs out, programs go first
-    code = _compile(text)
+    code = run.compiled(text.removeprefix("\ufeff"), "main.py")
     if isinstance(code, str):
         _say(protocol.FAILED + code.encode("utf-8", "replace"))
     run.preload(code)
@@ -150,14 +149,6 @@ def _become(sandbox: _Sandbox, message: dict[str, Any], fds: list[int]) -> NoRet
 def _say(last_word: bytes) -> NoReturn:
     os.write(run.CONTROL, last_word[: protocol.LONGEST_WORD])
     os._exit(0)
-
-
-def _compile(text: str) -> types.CodeType | str:
-    """The compiled source, or what is wrong with it."""
-    try:
-        return compile(text.removeprefix("\ufeff"), "main.py", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
-        return f"{type(error).__name__}: {error}"
 
 
 def _text(fd: int) -> str:
