@@ -2,7 +2,7 @@
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -14,6 +14,15 @@ from megatron_rl.curation.recipe import SourceConfig
 from megatron_rl.data.problems import Problem, read_jsonl, read_problem
 from megatron_rl.errors import InputError
 from verifiers.math import extract_answer
+
+Row = dict[str, Any]
+Adapt = Callable[[Row], Row | None]
+"""Makes a row one with the columns that a source names; None passes over it. InputError: it cannot be read."""
+
+
+def as_it_is(row: Row) -> Row:
+    """The `Adapt` of files that have the columns that their source names."""
+    return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,9 @@ class Unreadable:
     reason: str
 
 
-def read_source(name: str, config: SourceConfig, domain: Domain) -> Iterator[Candidate | Unreadable]:
+def read_source(
+    name: str, config: SourceConfig, domain: Domain, adapt: Adapt = as_it_is
+) -> Iterator[Candidate | Unreadable]:
     """The rows of a source in their order.
 
     Raises:
@@ -55,6 +66,10 @@ def read_source(name: str, config: SourceConfig, domain: Domain) -> Iterator[Can
             return
         place = f"{columns.path}:{number}"
         try:
+            adapted = adapt(row)
+            if adapted is None:
+                continue
+            row = adapted
             own = {key: value for key, value in row.items() if key != "domain"}  # the recipe says which
             if domain is Domain.CODE:
                 own |= _code_columns(row, config, place)
