@@ -10,7 +10,9 @@ import typer
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder, or a run that exported one.")],
-    benchmark: Annotated[list[str], typer.Option(help="Name, such as aime24, or JSONL of problems; may be repeated.")],
+    benchmark: Annotated[
+        list[str], typer.Option(help="Name (aime24, livecodebench_v5, ...) or JSONL; may be repeated.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")] = None,
     data: Annotated[Path, typer.Option(help="Folder with the files of the named benchmarks.")] = Path("data"),
     out: Annotated[
@@ -21,7 +23,8 @@ def evaluate(
 
     Settings are those of the schema's data (columns of a file), generation and verifier, num_generations_per_prompt and
     seed; server.url=URL asks a server with OpenAI's completions API, and of the checkpoint uses the tokenizer. The
-    defaults are the paper's: temperature 0.6, top-p 0.95, 32,768 tokens, avg@64 on AIME, avg@4 on MATH500.
+    defaults are the paper's: temperature 0.6, top-p 0.95, 32,768 tokens, avg@64 on AIME, avg@4 on MATH500, avg@8 on
+    LiveCodeBench. docs/data.md lists the names, and the files that they need.
     """
     run_evaluation(checkpoint, benchmark, data, out, overrides or [])
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_rl.config.schema import Domain
+from megatron_rl.curation import code_tests
 from megatron_rl.curation.code import DatedAfter, GoldenSolution, Interactive, SpecialJudge, WeakTests
 from megatron_rl.curation.code_tests import UnreadableTests, read_tests
 from megatron_rl.curation.recipe import SourceConfig
@@ -66,10 +67,13 @@ class Bomb:
         ("neither", None, "neither JSON nor packed"),
         (base64.b64encode(b"neither").decode(), None, "neither JSON nor packed"),
         (base64.b64encode(zlib.compress(pickle.dumps(Bomb()))).decode(), None, r"a pickle with \d texts"),
-        (base64.b64encode(zlib.compress(b"0" * (257 << 20))).decode(), None, "more than 256 MiB of tests"),
+        (base64.b64encode(zlib.compress(b"0" * (2 << 20))).decode(), None, "more than 1 MiB of tests"),
     ],
 )
-def test_what_is_no_test_is_said(value: Any, fn_name: str | None, message: str) -> None:
+def test_what_is_no_test_is_said(
+    monkeypatch: pytest.MonkeyPatch, value: Any, fn_name: str | None, message: str
+) -> None:
+    monkeypatch.setattr(code_tests, "_MAX_BYTES", 1 << 20)
     with pytest.raises(UnreadableTests, match=message):
         read_tests(value, fn_name)
 

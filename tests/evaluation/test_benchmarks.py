@@ -237,7 +237,8 @@ def test_the_published_files(name: str, count: int) -> None:
         return
     right = right_answers(name, problems, PUBLIC)
     assert score(problems, right) == 1.0
-    assert score(problems, [*right[1:], right[0]]) < 0.05  # there are equal answers
+    wrong = [boxed(f"{p.answer} + 1") for p in problems] if problems[0].answer else [*right[1:], right[0]]
+    assert score(problems, wrong) < 0.01
 
 
 def test_every_problem_has_its_own_figures(tmp_path: Path) -> None:
@@ -298,8 +299,10 @@ def test_the_days_of_livecodebench(tmp_path: Path, name: str, days: list[str], k
         load(name, tmp_path)
 
 
-def test_livecodebench_asks_as_the_paper_does(made: Path) -> None:
-    program, function = [user_message(problem) for problem in load("livecodebench_v5", made)[:2]]
+def test_livecodebench_asks_as_the_paper_does_and_judges_by_all_tests(made: Path) -> None:
+    problems = load("livecodebench_v5", made)
+    assert [len(problem.tests or ()) for problem in problems] == [3, 3, 3]
+    program, function, _ = [user_message(problem) for problem in problems]
     assert program.startswith("Multiply by 4.\n\nWrite Python code to solve the problem. ")
     assert "Function header:\n```\nclass Solution:\n    def triple(self, x: int) -> int:\n" in function
 
