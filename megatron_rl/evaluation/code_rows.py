@@ -73,7 +73,7 @@ def _with_tests(sentence: str, assertions: list[str]) -> str:
 
 
 def _called(assertion: str) -> str | None:
-    """The function that it is about: the first that is no built-in, or else that."""
+    """The function that it is about: the first that it calls and that is no built-in, or else the first."""
     try:
         nodes = list(ast.walk(ast.parse(assertion)))
     except SyntaxError:  # the check, of which it is a part, will be refused
