@@ -35,7 +35,7 @@ setup(
         "cuda": [*COMMON, "vllm==0.32.0", "transformer-engine[pytorch,core_cu13]>=2.20,<2.21"],
         "launch": ["nemo-run==0.11.1", "leptonai<0.30", "safetensors"],
         "wandb": ["wandb"],
-        "dev": ["pytest", "pytest-timeout", "hypothesis", "playwright", "ruff", "mypy"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "playwright", "ruff", "mypy"],
     },
     entry_points={
         "console_scripts": ["megatron-rl=megatron_rl.cli:main"],

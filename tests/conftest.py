@@ -1,9 +1,11 @@
 """Fixtures of the whole suite; its folder is what makes `ranks` and `tiny` importable."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from tally import total
 
 # A busy machine is no failure: how long an example takes is not what these tests are about.
 settings.register_profile("megatron_rl", deadline=None)
@@ -13,6 +15,24 @@ settings.load_profile("megatron_rl")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--write-golden`: for a change that is meant to change the numbers."""
     parser.addoption("--write-golden", action="store_true", help="write tests/golden anew from this run")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several hands over its counts,"""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = dict(total)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any) -> None:
+    """which are added up."""
+    total.update(getattr(node, "workeroutput", {}).get("tally", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print them."""
+    if total:
+        terminalreporter.write_line("fuzz: " + ", ".join(f"{count} {name}" for name, count in total.items()))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from tally import total
 
 from converters.errors import ConversionError
 from megatron_rl.errors import InputError
@@ -23,8 +24,6 @@ WILD: list[Any] = [
 ]
 """Values that a reader may not expect."""
 _NOISE = (b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\n", b"\r", b"{", b"]", b'"', b"NaN", b"\\ud800", b"9" * 5000, b": ")
-
-total = {"malformed inputs": 0, "refused": 0}
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:

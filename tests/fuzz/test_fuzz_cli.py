@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from malformed import check_line, put, total
+from malformed import check_line, put
+from tally import total
 from tiny import make_model_folder
 
 from megatron_rl.cli import main
