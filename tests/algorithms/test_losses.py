@@ -1,6 +1,7 @@
 """Losses on hand-made micro-batches: value, gradient and the sums behind the metrics."""
 
 import math
+import os
 import random
 from itertools import pairwise
 
@@ -147,7 +148,8 @@ def value_and_gradient(batch: MicroBatch, settings: PolicyGradient) -> tuple[flo
     return float(loss), log_probs.grad, torch.zeros_like(entropy) if entropy.grad is None else entropy.grad, sums
 
 
-SEEDS = [random.SystemRandom().randrange(10**6) for _ in range(3)]
+# New in every run, the same in all of its processes.
+SEEDS = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).sample(range(10**6), 3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vllm.distributed.weight_transfer.base import ParamMeta
 
 from megatron_rl.rollout.checksums import checksum, piece_checksum
-from megatron_rl.rollout.rollout import _requests
+from megatron_rl.rollout.samples import requests_for
 from megatron_rl.rollout.shm_buffer import Bucket, Entry, plan_buckets, view
 from megatron_rl.rollout.shm_receiver import is_whole
 
@@ -130,23 +130,19 @@ def test_exchanged_rows_change_the_checksum() -> None:
 
 def test_seeds_follow_from_run_step_prompt_and_sample_alone() -> None:
     """The very numbers: whichever engine takes a prompt, and whatever else it is running, they stay."""
-    seeds = [request.seed for request in _requests(3, (5, 6), 4, "1/17")]
+    seeds = [request.seed for request in requests_for([(5, 6)] * 4, 4, "1/17")[12:]]
     assert seeds == [1914663028, 1547494682, 1756731987, 2124407296]
 
 
 def test_seeds_differ_between_samples_prompts_steps_and_runs() -> None:
-    seeds = {
-        request.seed
-        for run in ("1/0", "1/1", "2/0", "11/0")
-        for prompt in range(30)
-        for request in _requests(prompt, (5,), 8, run)
-    }
+    seeds = {request.seed for run in ("1/0", "1/1", "2/0", "11/0") for request in requests_for([(5,)] * 30, 8, run)}
     assert len(seeds) == 4 * 30 * 8
 
 
 def test_requests_carry_prompt_and_place_in_the_group() -> None:
-    requests = _requests(7, [5, 6], 3, "seed")
-    assert [(r.prompt_index, r.sample_index, r.prompt_tokens) for r in requests] == [(7, i, (5, 6)) for i in range(3)]
+    requests = requests_for([[1], [5, 6]], 3, "seed", done={(0, 1), (1, 2)})
+    places = [(request.prompt_index, request.sample_index, request.prompt_tokens) for request in requests]
+    assert places == [(0, 0, (1,)), (0, 2, (1,)), (1, 0, (5, 6)), (1, 1, (5, 6))]
     assert all(0 <= request.seed < 2**31 for request in requests)
 
 
