@@ -31,7 +31,7 @@ demo: $(INSTALLED)  ## Train a small model: SFT, math RL, code RL, export. Optio
 	$(BIN)/megatron-rl data tiny runs/tiny_world
 	$(BIN)/megatron-rl pipeline recipes/tiny/pipeline.yaml $(if $(SEED),seed=$(SEED) name=demo_seed_$(SEED))
 
-test: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the tests (25 minutes on two cores).
+test: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the tests (20 to 25 minutes on two cores).
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the demo and what it promises, a real Slurm (an hour).

@@ -64,6 +64,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_vllm_server_writes_what_transformers_does(
     model_folders: dict[str, Path], problems: Path, tmp_path: Path
 ) -> None:
