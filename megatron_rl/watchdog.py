@@ -95,8 +95,8 @@ class _Watchman:
         self._file = open(run.stacks / f"rank_{self._rank}.txt", "w", encoding="utf-8")  # noqa: SIM115
         if parallel.is_main:
             self._store.set("verdict", "")
-        # Not faulthandler's own timer: it fires in a process that was only suspended, too, and one in some fifty times
-        # that ends it, as it walks the stacks of threads that run. A handler walks that of the thread it interrupts.
+        # Not faulthandler's own timer: it fires in a process that was only suspended, too, and walks the stacks of
+        # threads that run, which may end the process. A handler walks only that of the thread it interrupts.
         faulthandler.register(signal.SIGALRM, file=self._file, all_threads=False)
         self._bring_beat()
         dist.barrier()  # from here on no key is missing, which a look at it would wait for
