@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.errors import RESTART_EXIT_CODE, InputError
+from megatron_rl.processes import LAUNCHER_VARIABLE
 from megatron_rl.run_folder import RunFolder
 
 # Libraries announce each missing optional kernel in every process; `doctor` tells it once.
@@ -115,6 +116,7 @@ def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        LAUNCHER_VARIABLE: str(os.getpid()),
     }
     return _QUIET | os.environ | own
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,9 +16,23 @@ from megatron_rl.pulse import tick
 _PR_SET_PDEATHSIG = 1
 
 
+LAUNCHER_VARIABLE = "MEGATRON_RL_LAUNCHER"
+"""Of a rank that our own launcher started: its process id."""
+
+
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies: an orphan would hold its device for ever."""
+    """Have the kernel kill this process when its parent dies: an orphan would hold its device for ever.
+
+    A parent that is known and has died before now ends it at once: of that the kernel tells no more.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        is_orphan = not parent.is_alive()
+    else:
+        is_orphan = os.environ.get(LAUNCHER_VARIABLE) not in (None, str(os.getppid()))
+    if is_orphan:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

@@ -86,6 +86,54 @@ time.sleep(60)
         time.sleep(0.05)
 
 
+LATE = """
+import multiprocessing, os, sys, time
+from megatron_rl.processes import die_with_parent
+
+def late():
+    os.write({out}, str(os.getpid()).encode() + b"\\n")
+    os.read({go}, 1)
+    die_with_parent()
+    os.write({out}, b"lives\\n")
+    time.sleep(60)
+"""
+SPAWNED = """
+if __name__ == "__main__":
+    multiprocessing.get_context("fork").Process(target=late).start()
+    time.sleep(60)
+"""
+LAUNCHED = """
+import subprocess
+if len(sys.argv) == 1:
+    environment = os.environ | {{"MEGATRON_RL_LAUNCHER": str(os.getpid())}}
+    subprocess.Popen([sys.executable, __file__, "rank"], env=environment, pass_fds=({out}, {go}))
+    time.sleep(60)
+late()
+"""
+
+
+@pytest.mark.parametrize("start", [SPAWNED, LAUNCHED], ids=["spawned", "launched"])
+@pytest.mark.parametrize("dies", [True, False], ids=["orphan", "child"])
+def test_a_child_whose_parent_has_died_before_ends_at_once(start: str, dies: bool, tmp_path: Path) -> None:
+    (says, out), (go, goes) = os.pipe(), os.pipe()
+    program = tmp_path / "program.py"
+    program.write_text((LATE + start).format(out=out, go=go))
+    parent = subprocess.Popen(
+        [sys.executable, str(program)], env=os.environ | {"PYTHONPATH": str(ROOT)}, pass_fds=(out, go)
+    )
+    os.close(out)
+    assert int(os.read(says, 100)) > 0
+    if dies:
+        parent.kill()
+        parent.wait()
+    os.write(goes, b"!")
+    assert os.read(says, 100) == (b"" if dies else b"lives\n")
+    parent.kill()
+    parent.wait()
+    for descriptor in (says, go, goes):
+        os.close(descriptor)
+
+
 def runs(pid: int) -> bool:
     """The process exists and is no zombie."""
     try:
