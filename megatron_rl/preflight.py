@@ -8,6 +8,7 @@ from converters.errors import ConversionError
 from converters.hf_config import ModelShape, model_shape, read_config, size_of, weight_files
 from megatron_rl.config.schema import Algorithm, Domain, PolicyConfig, TrainConfig, VerifierConfig
 from megatron_rl.data.problems import load_problems
+from megatron_rl.data.scores import scores_of
 from megatron_rl.errors import InputError
 from megatron_rl.run_folder import RunFolder, find_checkpoint
 from verifiers.connection import parse_address, read_secret
@@ -34,7 +35,9 @@ def check_data(config: TrainConfig) -> None:
     Raises:
         InputError: a missing or broken file, with the line's number.
     """
-    load_problems(config.data, need_response=config.algorithm is Algorithm.SFT)
+    problems = load_problems(config.data, need_response=config.algorithm is Algorithm.SFT)
+    if config.grpo is not None and config.grpo.problem_scores is not None:
+        scores_of(problems, Path(config.grpo.problem_scores))
     for data in config.validation.data.values():
         load_problems(data)
 

@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def problems(self) -> Path:
+        """How the policy did on every training problem when it met it last; written with every checkpoint."""
+        return self.path / "problems.jsonl"
+
+    @property
     def model(self) -> Path:
         """Config, tokenizer and first weights of a model made from scratch."""
         return self.path / "model"

@@ -23,6 +23,7 @@ from megatron_rl.data.prompts import (
     encode_response,
     load_tokenizer,
 )
+from megatron_rl.data.scores import scores_of
 from megatron_rl.data.scratch import make_model_folder
 from megatron_rl.data.stream import ProblemStream, epoch_filter
 from megatron_rl.device import used_memory_gib
@@ -170,7 +171,7 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             if journal.steps:
                 known = f"step {start_step + 1}" + (f" to {start_step + journal.steps}" if journal.steps > 1 else "")
                 progress.note(f"journal: the samples of {known} are there from an earlier start")
-        history = load_history(run.checkpoint(start_step)) if start_step else {}
+        history = load_history(run.checkpoint(start_step)) if start_step else _known_scores(config, train_set.problems)
         pass_rates = _by_problem(history.get("pass_rates", {}))
         yield Stage(
             config=config,
@@ -208,7 +209,18 @@ def _stream(
     return stream
 
 
-def _by_problem(values: dict[str, float]) -> dict[int, float]:
+def _known_scores(config: TrainConfig, problems: list[Problem]) -> dict[str, Any]:
+    """A history of nothing but these."""
+    if config.grpo is None or config.grpo.problem_scores is None:
+        return {}
+    scores = scores_of(problems, Path(config.grpo.problem_scores))
+    return {
+        "lengths": {place: score.length_mean for place, score in scores.items()},
+        "pass_rates": {place: score.pass_rate for place, score in scores.items()},
+    }
+
+
+def _by_problem(values: dict[Any, float]) -> dict[int, float]:
     return {int(index): value for index, value in values.items()}
 
 

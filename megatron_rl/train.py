@@ -18,6 +18,7 @@ from converters.hf_config import HF_FILES
 from megatron_rl.algorithms.losses import sft_loss
 from megatron_rl.checkpoint.retention import remove_old_checkpoints
 from megatron_rl.config.schema import Algorithm, TrainConfig
+from megatron_rl.data.scores import write_scores
 from megatron_rl.errors import Preempted, RunStopped
 from megatron_rl.grpo import grpo_step
 from megatron_rl.guards import Records, guarded_update
@@ -161,6 +162,8 @@ def save(stage: Stage, step: int) -> None:
     stage.show("saving")
     finish_save(stage)
     card = model_card(stage.config, stage.run, step) if stage.parallel.is_main else ""
+    if stage.parallel.is_main and stage.pass_rates:
+        write_scores(stage.run.problems, stage.train_set.problems, stage.pass_rates, stage.lengths)
     stage.writer.start(stage.policy, step, stage.config.seed, stage.folder, card, stage.history())
 
 

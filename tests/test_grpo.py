@@ -254,7 +254,7 @@ def test_too_many_infra_errors_stop_the_run(failed: int, stops: bool) -> None:
 
 
 def test_validation_accuracy_is_a_mean_over_prompts() -> None:
-    verdicts = ("pass", "wrong"), ("pass", "infra_error", "pass"), ("wrong", "wrong")
+    verdicts = ("pass", "wrong"), ("pass", "infra_error", "pass", "pass"), ("wrong", "wrong")
     samples = [scored(prompt, Verdict(verdict)) for prompt, group in enumerate(verdicts) for verdict in group]
     found = {"accuracy": 0.5, "accuracy_error": math.sqrt(1 / 4 / 3), "pass_k": 2 / 3}
     assert accuracies(experience(*samples)) == pytest.approx(found)

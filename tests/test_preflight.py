@@ -150,6 +150,8 @@ def test_data_is_read_before_the_run(model: Path, settings: dict[str, Any], tmp_
     refused(model, "broken.jsonl:2: broken JSON", **settings | {"data__path": str(broken)})
     refused(model, "none.jsonl: no such file", **settings | {"data__path": str(tmp_path / "none.jsonl")})
     refused(model, "broken.jsonl:2: broken JSON", **settings, validation__data={"math": {"path": str(broken)}})
+    broken.write_text('{"id": "1", "pass_rate": 1}\n')
+    refused(model, "broken.jsonl:1: no id, pass_rate", **settings, grpo__problem_scores=str(broken))
 
 
 def test_sft_needs_responses_and_grpo_does_not(model: Path, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -231,6 +231,9 @@ class GRPOConfig:
     """Of those that all failed, this share is visited all the same."""
     epoch_filter_keep_easy: float = 0.01
     """Of those that all passed."""
+    problem_scores: str | None = None
+    """A problems.jsonl of `megatron-rl data score` or of another run: pass rates and lengths from before the first
+    step. The epoch filter then heeds them in the first epoch, and long responses are the first to be started."""
     updates_per_batch: int = 1
     """Optimizer steps per generated batch. Above 1 all but the first are off-policy: the ratio to the log-probs of the
     policy that generated is clipped as in PPO."""

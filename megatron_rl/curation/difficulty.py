@@ -1,15 +1,14 @@
-"""The step that goes by how a model did on a problem: by what `megatron-rl eval --out` wrote of it."""
+"""The step that goes by how a model did on a problem."""
 
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import MISSING
 
 from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.step import Step
-from megatron_rl.data.problems import read_jsonl
+from megatron_rl.data.scores import read_scores
 from megatron_rl.errors import InputError
 
 
@@ -18,7 +17,7 @@ class Difficulty(Step):
     """Problems that a model found too easy or too hard, or answered too shortly; or that it has not been asked."""
 
     scores: str = MISSING
-    """`problems.jsonl` of an evaluation on the source."""
+    """`problems.jsonl` of an evaluation on the source, or of a run that trained on it."""
     min_pass_rate: float = 0.0
     max_pass_rate: float = 1.0
     """The paper's stage sets, by 16 attempts: easy 14/16, medium 10/16, hard 6/16 (arXiv 2505.16400, section 3.1)."""
@@ -35,23 +34,19 @@ class Difficulty(Step):
         if not 0 <= self.min_pass_rate <= self.max_pass_rate <= 1:
             rates = f"min_pass_rate={self.min_pass_rate}, max_pass_rate={self.max_pass_rate}"
             raise InputError(f"difficulty: {rates}; they are shares from 0 to 1, the first not above the second")
-        self._scores: dict[str, dict[str, Any]] = {}
-        for number, row in read_jsonl(Path(self.scores)):
-            numbers = [row.get("pass_rate"), row.get("length_mean"), row.get("majority") or 0]
-            if "id" not in row or not all(isinstance(value, int | float) for value in numbers):
-                raise InputError(f"{self.scores}:{number}: no id, pass_rate and length_mean; eval --out writes them")
-            self._scores[str(row["id"])] = row
+        self._scores = read_scores(Path(self.scores))
 
     def why_not(self, candidate: Candidate) -> str | None:
         identifier = candidate.problem.id.removeprefix(f"{candidate.source}/")
         if identifier not in self._scores:
             return "not scored"
         score = self._scores[identifier]
-        rate, tokens = score["pass_rate"], score["length_mean"]
+        rate, tokens = score.pass_rate, score.length_mean
         if not self.min_pass_rate <= rate <= self.max_pass_rate:
             return f"passed in {rate:.1%} of the attempts"
-        if self.right_majority and score.get("majority") != 1:  # of code there is none
-            return "the majority does not answer so"
+        if self.right_majority and score.majority != 1:
+            # Of code there is none, and a run of training does not tell it.
+            return "no majority is known" if score.majority is None else "the majority does not answer so"
         if tokens < self.min_tokens:
             return f"{tokens:.0f} tokens"
         draw = random.Random(f"{self.seed} {identifier}").random()

@@ -1,6 +1,8 @@
 """Problems to train on and responses to judge that are not what they should be."""
 
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from hypothesis import strategies as st
 from malformed import Reader, damaged, fuzz, malformed_json, mutated, put
 
 from megatron_rl.config.schema import DataConfig, Domain
+from megatron_rl.curation.difficulty import Difficulty
+from megatron_rl.curation.sources import Candidate
 from megatron_rl.data.check import load_checked
 from megatron_rl.data.problems import load_problems
+from megatron_rl.data.scores import scores_of
 from megatron_rl.errors import InputError
 from verifiers.isolation import IsolationLevel
 from verifiers.jsonl import verify_file
@@ -57,6 +62,27 @@ def test_malformed_problems_are_refused_in_one_line(tmp_path: Path, need_respons
     reads()
     assert reader.refused > 60
     assert reader.taken > 5
+
+
+def test_malformed_scores_are_refused_in_one_line_or_gone_by(tmp_path: Path) -> None:
+    path, reader, data = tmp_path / "problems.jsonl", Reader(), tmp_path / "data.jsonl"
+    data.write_text(json.dumps(MATH) + "\n" + json.dumps(MATH | {"id": "b"}) + "\n")
+    problems = load_problems(DataConfig(path=str(data)))
+    rows = [{"id": name, "samples": 16, "pass_rate": 0.5, "majority": 1.0, "length_mean": 90.5} for name in "ab"]
+
+    @fuzz(120)
+    @given(st.one_of(lines(rows), st.just(None)))
+    def reads(content: bytes | None) -> None:
+        put(path, content)
+        with reader.reads(path):
+            step = Difficulty(scores=str(path), max_pass_rate=0.4, min_tokens=80)
+            assert all(step.why_not(Candidate(problem, "math", {}, None)) for problem in problems)
+            scores = scores_of(problems, path).values()
+            assert 0 <= statistics.fmean(score.pass_rate for score in scores) <= 1
+            assert math.isfinite(statistics.fmean(score.length_mean for score in scores))
+
+    reads()
+    assert min(reader.refused, reader.taken) > 15
 
 
 def test_whatever_stands_as_an_answer_can_be_checked(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A stage with everything that is off by default, on a real engine: resumed, it has the metrics of one left alone."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from chaos import without_times
 from ranks import run_job
 from test_gate import SETTINGS, data
 
+from megatron_rl.data.scores import Score, read_scores
 from megatron_rl.run_folder import RunFolder
 
 __all__ = ["data"]
@@ -31,9 +33,18 @@ OPTIONS = {
 }
 
 
+EASY = "p7"
+"""A problem that all samples had passed before the stage began."""
+
+
 def launch(model: Path, problems: Path, folder: Path) -> list[dict[str, Any]]:
+    scores = folder / "scores.jsonl"
+    ids = [f"p{number}" for number in range(8)]
+    rows = [{"id": name, "pass_rate": 1.0 if name == EASY else 0.5, "length_mean": 99.0} for name in ids]
+    scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = SETTINGS | OPTIONS | {"grpo__problem_scores": str(scores)}
     given = {"model": str(model), "data": str(problems), "case": "train", "sparse": True, "wrong": []}
-    message = run_job("gate.py", given | {"settings": SETTINGS | OPTIONS}, 1, folder, seconds=900)
+    message = run_job("gate.py", given | {"settings": settings}, 1, folder, seconds=900)
     assert message == ""
     return without_times(RunFolder(folder / "run").metric_lines())
 
@@ -57,6 +68,17 @@ def test_a_step_has_as_many_batches_as_it_takes(lines: list[dict[str, Any]]) -> 
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert [line["generation/batches"] for line in lines] == [2.0] * STEPS
     assert all(line["train/zero_advantage_fraction"] == 0.5 for line in lines)
+
+
+def test_what_is_known_of_problems_is_heeded_and_kept(lines: list[dict[str, Any]], folder: Path) -> None:
+    run = RunFolder(folder / "run")
+    records = [json.loads(line) for step in range(STEPS) for line in run.samples(f"step_{step + 1}").open()]
+    assert {record["id"] for record in records} == {f"p{number}" for number in range(7)}
+    found = read_scores(run.problems)
+    assert found.pop(EASY) == Score(1.0, 99.0)
+    assert {score.pass_rate for score in found.values()} == {0.0}  # of a random model
+    assert all(0 < score.length_mean <= 16 for score in found.values())
+    assert len(found) == 7
 
 
 def test_the_policy_leaves_its_reference(lines: list[dict[str, Any]]) -> None:
