@@ -58,8 +58,8 @@ def data_score(
 ) -> None:
     """Tell how hard each problem is for a model: OUT/NAME/problems.jsonl, for a dataset's step `difficulty`.
 
-    It is asked 16 times. Settings are those of `megatron-rl eval`, and prompt_key is `problem`; server.url=URL asks a
-    server with OpenAI's completions API, and of the checkpoint uses the tokenizer.
+    It is asked 16 times. Settings are those of `megatron-rl eval`, a server's (server.url=URL) among them, and
+    prompt_key is `problem`.
     """
     from megatron_rl.cli_eval import run_evaluation
 

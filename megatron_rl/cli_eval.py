@@ -22,9 +22,9 @@ def evaluate(
     """Accuracy on benchmarks, as one process or as a task of a job; prints a JSON summary.
 
     Settings are those of the schema's data (columns of a file), generation and verifier, num_generations_per_prompt and
-    seed; server.url=URL asks a server with OpenAI's completions API, and of the checkpoint uses the tokenizer. The
-    defaults are the paper's: temperature 0.6, top-p 0.95, 32,768 tokens, avg@64 on AIME, avg@4 on MATH500, avg@8 on
-    LiveCodeBench. docs/data.md lists the names, and the files that they need.
+    seed; server.url=URL asks a server with OpenAI's completions API, or with server.api=chat its chat API, and of the
+    checkpoint uses the tokenizer. The defaults are the paper's: temperature 0.6, top-p 0.95, 32,768 tokens, avg@64 on
+    AIME, avg@4 on MATH500, avg@8 on LiveCodeBench. docs/data.md lists the names, and the files that they need.
     """
     run_evaluation(checkpoint, benchmark, data, out, overrides or [])
 

@@ -41,6 +41,11 @@ class FP8Recipe(StrEnum):
     MXFP8 = "mxfp8"
 
 
+class ServerApi(StrEnum):
+    COMPLETIONS = "completions"
+    CHAT = "chat"
+
+
 class OnTrip(StrEnum):
     STOP = "stop"
     SKIP = "skip"
@@ -341,11 +346,13 @@ class VerifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """A server with OpenAI's completions API that generates in place of engines of our own; the environment's
-    OPENAI_API_KEY is its key."""
+    """A server with an API of OpenAI's that generates in place of engines of our own; the environment's OPENAI_API_KEY
+    is its key."""
 
     url: str | None = None
     """Such as http://node:8000/v1. Of the checkpoint then only the tokenizer is used."""
+    api: ServerApi = ServerApi.COMPLETIONS
+    """`completions` is sent token ids, `chat` the user's message: the template is then the server's."""
     model: str | None = None
     """Default: the only one that it serves."""
     max_retries: int = 8

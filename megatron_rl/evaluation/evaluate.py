@@ -1,9 +1,10 @@
 """A model's accuracy on a benchmark: vLLM generates, the verifiers judge; on one process, or on a job's many."""
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from converters.errors import ConversionError
-from converters.hf_config import weight_files
+from converters.hf_config import read_config, size_of, weight_files
 from megatron_rl.config.loader import parse_overrides, refusals
 from megatron_rl.config.schema import (
     ClusterConfig,
@@ -127,7 +128,10 @@ def evaluate(
     from megatron_rl.evaluation.journal import EvaluationJournal
     from megatron_rl.preflight import check_verifier
 
-    folder = model_folder(checkpoint) if config.server.url is None else checkpoint
+    folder = checkpoint
+    if config.server.url is None:
+        folder = model_folder(checkpoint)
+        _check_context(folder, config)
     problems = {benchmark.name: benchmark.problems() for benchmark in benchmarks}
     runs_code = any(problem.domain is Domain.CODE for found in problems.values() for problem in found)
     check_verifier(config.verifier, runs_code=runs_code)
@@ -141,7 +145,7 @@ def evaluate(
         _check_writable(out)
     sets = {name: PromptSet(found, prompts[name]) for name, found in problems.items()}
     figures, journals = {}, []
-    with _maker(folder, config) as (parallel, maker):
+    with _maker(folder, config, sets) as (parallel, maker):
         for benchmark in benchmarks:
             prompt_set = sets[benchmark.name]
             if out is not None:
@@ -164,6 +168,15 @@ def evaluate(
     return summary
 
 
+def _check_context(folder: Path, config: EvaluationConfig) -> None:
+    context = size_of(read_config(folder), "max_position_embeddings", config.context)
+    if config.context > context:
+        raise InputError(
+            f"{folder}: max_position_embeddings={context}, and {config.context} tokens are asked for; lower "
+            "max_total_sequence_length, or without it generation.max_new_tokens"
+        )
+
+
 def _check_writable(out: Path) -> None:
     """Before an hour of generation and not after it."""
     try:
@@ -174,7 +187,9 @@ def _check_writable(out: Path) -> None:
 
 
 @contextmanager
-def _maker(folder: Path, config: EvaluationConfig) -> Iterator[tuple["Parallel", "ExperienceMaker"]]:
+def _maker(
+    folder: Path, config: EvaluationConfig, sets: Mapping[str, "PromptSet"]
+) -> Iterator[tuple["Parallel", "ExperienceMaker"]]:
     """With engines of our own, or with a server."""
     import torch.distributed as dist
 
@@ -183,18 +198,23 @@ def _maker(folder: Path, config: EvaluationConfig) -> Iterator[tuple["Parallel",
     parallel = _join(config)
     with ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
-        rollout = _rollout(folder, config, parallel)
+        rollout = _rollout(folder, config, parallel, sets)
         stack.callback(rollout.close)
         maker = ExperienceMaker(rollout, config.verifier)
         stack.callback(maker.close)
         yield parallel, maker
 
 
-def _rollout(folder: Path, config: EvaluationConfig, parallel: "Parallel") -> "Rollout | ServedRollout":
+def _rollout(
+    folder: Path, config: EvaluationConfig, parallel: "Parallel", sets: Mapping[str, "PromptSet"]
+) -> "Rollout | ServedRollout":
     if config.server.url is not None:
+        from megatron_rl.data.prompts import user_message
         from megatron_rl.evaluation.served import ServedRollout
 
-        return ServedRollout(config.server, folder, config.generation.max_num_seqs, parallel.is_main)
+        pairs = [pair for one in sets.values() for pair in zip(one.prompts, one.problems, strict=True)]
+        messages = {tuple(prompt): user_message(problem) for prompt, problem in pairs}
+        return ServedRollout(config.server, folder, config.generation.max_num_seqs, parallel.is_main, messages)
     from megatron_rl.rollout.rollout import Rollout
 
     return Rollout(folder, config.generation, config.precision, parallel, None, config.context)
@@ -206,14 +226,19 @@ def _asked(folder: Path, benchmark: Benchmark, config: EvaluationConfig, prompt_
         stats = [(path.name, path.stat()) for path in sorted(set(weight_files(folder).values()))]
         weights = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     else:
-        weights = [["served", config.server.model]]
+        weights = [["served", config.server.model, config.server.api]]
     return [
         *(str(folder.resolve()), weights, prompt_set.prompts, benchmark.samples, config.seed),
         *(asdict(_sampling(config.generation)), config.generation.fp8, config.precision, config.context),
         # Verdicts are kept, too.
-        [[p.answer, p.tests, p.fn_name, p.starter_code] for p in prompt_set.problems],
+        [[p.answer, _digest(p.tests), p.fn_name, p.starter_code] for p in prompt_set.problems],
         *(config.verifier.code_timeout_seconds, config.verifier.code_budget_seconds),
     ]
+
+
+def _digest(tests: Any) -> str:
+    """Of a benchmark's tests, which together are gigabytes."""
+    return hashlib.sha256(json.dumps(tests).encode()).hexdigest()
 
 
 def _sampling(generation: GenerationConfig) -> Sampling:

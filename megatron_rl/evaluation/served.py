@@ -1,15 +1,17 @@
-"""Responses from a server with OpenAI's completions API (`vllm serve`, SGLang), in place of engines of our own."""
+"""Responses from a server with OpenAI's completions or chat API, in place of engines of our own."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from openai import OpenAI, OpenAIError
 from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionMessage, ChatCompletionUserMessageParam
 
-from megatron_rl.config.schema import ServerConfig
+from megatron_rl.config.schema import ServerApi, ServerConfig
+from megatron_rl.data.problems import THINK_END
 from megatron_rl.data.prompts import load_tokenizer
 from megatron_rl.errors import InputError, RunStopped
 from megatron_rl.rollout.samples import Sample, SampleRequest, Sampling, requests_for
@@ -21,16 +23,24 @@ class ServedRollout:
     """What an evaluation needs of a `Rollout`.
 
     Args:
-        folder: the served model's tokenizer; the server is sent token ids.
+        folder: the served model's tokenizer.
         in_flight: requests at a time.
+        messages: the user's message by the token ids of its prompt, for the chat API.
 
     Raises:
         InputError: there is no such server, or it does not serve the model.
     """
 
-    def __init__(self, config: ServerConfig, folder: Path, in_flight: int, leads: bool) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        folder: Path,
+        in_flight: int,
+        leads: bool,
+        messages: Mapping[tuple[int, ...], str],
+    ) -> None:
         self.leads = leads
-        self._config, self._in_flight = config, in_flight
+        self._config, self._in_flight, self._messages = config, in_flight, messages
         self._client = OpenAI(
             base_url=config.url,
             api_key=os.environ.get(KEY_VARIABLE, "none"),
@@ -81,25 +91,34 @@ class ServedRollout:
         self._client.close()
 
     def _ask(self, request: SampleRequest, sampling: Sampling) -> Sample:
-        beyond: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k > 0 else {}
-        answer: Completion = self._client.completions.create(
-            model=self._model,
-            prompt=list(request.prompt_tokens),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_new_tokens,
-            seed=request.seed,
-            extra_body=beyond,
-        )
-        (choice,) = answer.choices
+        asked: dict[str, Any] = {
+            "model": self._model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "seed": request.seed,
+            "extra_body": {"top_k": sampling.top_k} if sampling.top_k > 0 else {},
+        }
+        text, finish_reason = (self._chat if self._config.api is ServerApi.CHAT else self._complete)(request, asked)
         return Sample(
             request=request,
-            tokens=tuple(self._tokenizer.encode(choice.text, add_special_tokens=False)),
+            tokens=tuple(self._tokenizer.encode(text, add_special_tokens=False)),
             log_probs=(),
-            text=choice.text,
-            truncated=choice.finish_reason == "length",
+            text=text,
+            truncated=finish_reason == "length",
             policy_version=0,
         )
+
+    def _complete(self, request: SampleRequest, asked: dict[str, Any]) -> tuple[str, str]:
+        answer: Completion = self._client.completions.create(prompt=list(request.prompt_tokens), **asked)
+        (choice,) = answer.choices
+        return choice.text, choice.finish_reason
+
+    def _chat(self, request: SampleRequest, asked: dict[str, Any]) -> tuple[str, str]:
+        turn = ChatCompletionUserMessageParam(role="user", content=self._messages[request.prompt_tokens])
+        answer: ChatCompletion = self._client.chat.completions.create(messages=[turn], **asked)
+        (choice,) = answer.choices
+        return _with_reasoning(choice.message), choice.finish_reason
 
     def _served_model(self) -> str:
         try:
@@ -110,3 +129,13 @@ class ServedRollout:
         if model not in served:
             raise InputError(f"server.model={model}: {self._config.url} serves {', '.join(served)}; give one of them")
         return model
+
+
+def _with_reasoning(message: ChatCompletionMessage) -> str:
+    """As a policy writes it: some servers tell the reasoning by itself, as `reasoning` or `reasoning_content`, and not
+    every model reasons; then all that it says is the answer."""
+    text = message.content or ""
+    if THINK_END in text:
+        return text
+    beyond = message.model_extra or {}
+    return f"{beyond.get('reasoning') or beyond.get('reasoning_content') or ''}{THINK_END}{text}"

@@ -99,5 +99,6 @@ def test_bad_input_is_refused_in_one_line(model_folders: dict[str, Path], benchm
     refused("eval: num_generation", "eval", model, "--benchmark", benchmark, "num_generation=2")
     refused("gone.jsonl: no such file", "eval", model, "--benchmark", gone, *SMALL)
     refused("aime26: no such benchmark; there are aime24, ", "eval", model, "--benchmark", "aime26", *SMALL)
+    refused("max_position_embeddings=256, and 34816 tokens are asked", "eval", model, "--benchmark", benchmark)
     with pytest.raises(InputError, match=r"no weights of a Hugging Face model there or in its hf/; .*megatron-to-hf"):
         model_folder(tmp_path)

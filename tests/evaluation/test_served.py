@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +22,7 @@ from waiting import eventually
 
 from megatron_rl.config.schema import DataConfig
 from megatron_rl.data.problems import load_problems
-from megatron_rl.data.prompts import encode_prompt, load_tokenizer
+from megatron_rl.data.prompts import MATH_INSTRUCTION, encode_prompt, load_tokenizer, user_message
 from megatron_rl.errors import STOPPED_EXIT_CODE
 
 MAX_NEW_TOKENS = 12
@@ -72,24 +72,46 @@ def test_a_vllm_server_writes_what_transformers_does(
     with vllm_serve(folder, tmp_path / "server.log") as url:
         refused(f"server.model=other: {url} serves tiny; give one of them", *score(problems, folder, out, url, "other"))
         done = megatron_rl(*score(problems, folder, out, url, "tiny"))
-    assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in (out / "sums" / "samples.jsonl").read_text().splitlines()]
-    assert [(record["id"], record["sample"]) for record in records] == [(str(1 + n // 2), n % 2) for n in range(6)]
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        chats = megatron_rl(*score(problems, folder, tmp_path / "chat", url), "server.api=chat")
+    for one in (done, chats):
+        assert one.returncode == 0, one.stderr
     tokenizer = load_tokenizer(folder)
-    for number, problem in enumerate(load_problems(DataConfig(path=str(problems), prompt_key="problem"))):
-        prompt = torch.tensor([encode_prompt(tokenizer, problem)])
-        tokens: torch.Tensor = model.generate(prompt, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-        written = tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
-        assert [record["response"] for record in records[2 * number :][:2]] == [written] * 2
+    found = list(load_problems(DataConfig(path=str(problems), prompt_key="problem")))
+    turns = [[{"role": "user", "content": user_message(problem)}] for problem in found]
+    served = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False) for turn in turns]
+    assert responses(out) == greedy(folder, [encode_prompt(tokenizer, problem) for problem in found])
+    assert responses(tmp_path / "chat") == [f"</think>{text}" for text in greedy(folder, served)]
     scores = [json.loads(line) for line in (out / "sums" / "problems.jsonl").read_text().splitlines()]
     assert [(one["id"], one["samples"], one["pass_rate"]) for one in scores] == [(str(n), 2, 0.0) for n in (1, 2, 3)]
 
 
+def responses(out: Path) -> list[str]:
+    """Of each problem, whose two samples must be the same."""
+    records = [json.loads(line) for line in (out / "sums" / "samples.jsonl").read_text().splitlines()]
+    assert [(record["id"], record["sample"]) for record in records] == [(str(1 + n // 2), n % 2) for n in range(6)]
+    first, second = ([record["response"] for record in records[n::2]] for n in (0, 1))
+    assert first == second
+    return first
+
+
+def greedy(folder: Path, prompts: Sequence[list[int]]) -> list[str]:
+    """By transformers."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    written = [model.generate(torch.tensor([one]), do_sample=False, max_new_tokens=MAX_NEW_TOKENS) for one in prompts]
+    return [
+        tokenizer.decode(tokens[0, len(prompt) :], skip_special_tokens=True)
+        for tokens, prompt in zip(written, prompts, strict=True)
+    ]
+
+
 class Server(ThreadingHTTPServer):
-    """Answers a number of requests rightly, all later ones with an error."""
+    """Answers a number of requests rightly, all later ones with an error; chats as `message`."""
 
     good, answered = 0, 0
+    message: dict[str, str]
+    asked: list[str]
+    """In chats."""
 
     class RequestHandlerClass(BaseHTTPRequestHandler):
         server: "Server"
@@ -100,8 +122,15 @@ class Server(ThreadingHTTPServer):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert (request["model"], request["max_tokens"], request["temperature"]) == ("one", MAX_NEW_TOKENS, 0)
-            assert len({type(token) for token in request["prompt"]} | {int}) == 1
-            choice = {"index": 0, "text": "so</think>\\boxed{2}", "finish_reason": "stop"}
+            choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+            if self.path.endswith("/chat/completions"):
+                (turn,) = request["messages"]
+                assert turn["role"] == "user"
+                self.server.asked.append(turn["content"])
+                choice["message"] = {"role": "assistant"} | self.server.message
+            else:
+                assert len({type(token) for token in request["prompt"]} | {int}) == 1
+                choice["text"] = "so</think>\\boxed{2}"
             good = self.server.answered < self.server.good
             self.server.answered += good
             self._answer(*((200, {"choices": [choice]}) if good else (500, {"error": {"message": "out of memory"}})))
@@ -119,6 +148,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), self.RequestHandlerClass)
+        self.asked = []
         Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -140,6 +170,31 @@ def test_a_server_that_fails_costs_no_sample(model_folders: dict[str, Path], pro
         assert "sums: 4 samples are there from an earlier start" in done.stderr
     assert server.answered == 3 * 2
     assert json.loads(done.stdout.splitlines()[-1])["benchmarks"]["sums"]["accuracy"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("message", "response"),
+    [
+        ({"content": "so</think>\\boxed{2}"}, "so</think>\\boxed{2}"),
+        ({"content": "\\boxed{2}"}, "</think>\\boxed{2}"),
+        ({"content": "\\boxed{2}", "reasoning": "1 and 1"}, "1 and 1</think>\\boxed{2}"),
+        ({"content": "\\boxed{2}", "reasoning_content": "1 and 1"}, "1 and 1</think>\\boxed{2}"),
+        ({"reasoning": "1 and"}, "1 and</think>"),
+    ],
+    ids=["one text", "no reasoning", "reasoning", "reasoning_content", "no answer"],
+)
+def test_a_server_that_chats(
+    model_folders: dict[str, Path], problems: Path, tmp_path: Path, message: dict[str, str], response: str
+) -> None:
+    folder, out = model_folders["untied"], tmp_path / "out"
+    with Server() as server:
+        server.good, server.message = 100, message
+        done = megatron_rl(*score(problems, folder, out, server.url), "server.api=chat")
+        assert done.returncode == 0, done.stderr
+        assert sorted(server.asked) == sorted(2 * [f"{n}+1=\n{MATH_INSTRUCTION}" for n in range(3)])
+    records = [json.loads(line) for line in (out / "sums" / "samples.jsonl").read_text().splitlines()]
+    assert [record["response"] for record in records] == 6 * [response]
+    assert [record["reward"] for record in records] == [0, 0, right := float("boxed" in response), right, 0, 0]
 
 
 def test_no_server_is_told_in_one_line(model_folders: dict[str, Path], problems: Path, tmp_path: Path) -> None:
