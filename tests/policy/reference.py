@@ -77,13 +77,13 @@ def variant_loss_and_gradients(
             reference, _ = log_probs(start, sequence)
         for t in range(len(found)):
             ratio, advantage = torch.exp(found[t] - old[t]), sequence.advantage
-            bounded = min(max(float(ratio), 1 - settings.clip_min), 1 + settings.clip_max)
+            bounded = min(max(ratio.item(), 1 - settings.clip_min), 1 + settings.clip_max)
             term = (
                 ratio * advantage
-                if float(ratio) * advantage <= bounded * advantage
+                if ratio.item() * advantage <= bounded * advantage
                 else 0 * ratio + bounded * advantage
             )
-            if settings.dual_clip is not None and advantage < 0 and float(term) < settings.dual_clip * advantage:
+            if settings.dual_clip is not None and advantage < 0 and term.item() < settings.dual_clip * advantage:
                 term = 0 * ratio + settings.dual_clip * advantage
             if settings.correction.value == "token":
                 term = term * min(math.exp(old[t] - rollout[t]), settings.correction_max)
