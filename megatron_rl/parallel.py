@@ -14,7 +14,7 @@ from megatron_rl.config.schema import TrainConfig
 from megatron_rl.device import DeviceSetup, bind_stores, setup_device
 from megatron_rl.errors import InputError, Preempted
 from megatron_rl.preemption import is_requested
-from megatron_rl.processes import die_with_parent
+from megatron_rl.processes import LAUNCHER_VARIABLE, die_with_parent
 from megatron_rl.sockets import LOOPBACK, tcp_store
 
 T = TypeVar("T")
@@ -70,7 +70,8 @@ def setup_parallel(config: TrainConfig) -> Parallel:
             f"the launcher started {world} ranks, but cluster.num_nodes x cluster.gpus_per_node = "
             f"{config.world_size}; make them equal"
         )
-    die_with_parent()
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    die_with_parent(int(launcher) if launcher else None)
     device = setup_device(config.cluster.device, int(os.environ["LOCAL_RANK"]))
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.cluster.gpus_per_node))

@@ -15,23 +15,21 @@ from megatron_rl.pulse import tick
 
 _PR_SET_PDEATHSIG = 1
 
-
 LAUNCHER_VARIABLE = "MEGATRON_RL_LAUNCHER"
 """Of a rank that our own launcher started: its process id."""
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies: an orphan would hold its device for ever.
 
-    A parent that is known and has died before now ends it at once: of that the kernel tells no more.
+    A parent that has died before now ends it at once, of which the kernel tells no more.
+
+    Args:
+        parent: the process id, of a parent that `multiprocessing` knows nothing of.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        is_orphan = not parent.is_alive()
-    else:
-        is_orphan = os.environ.get(LAUNCHER_VARIABLE) not in (None, str(os.getppid()))
-    if is_orphan:
+    known = multiprocessing.parent_process()
+    if parent not in (None, os.getppid()) or (known is not None and not known.is_alive()):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

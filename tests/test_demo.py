@@ -30,7 +30,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which `make demo` has run: `runs/tiny_world`, `runs/demo`."""
     folder = tmp_path_factory.mktemp("demo")
     finish(folder, "data", "tiny", "runs/tiny_world")
-    finish(folder, "pipeline", RECIPES / "pipeline.yaml")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_CACHE_ROOT", str(folder / "vllm"))  # as on a machine on which it has never run
+        finish(folder, "pipeline", RECIPES / "pipeline.yaml")
     return folder
 
 

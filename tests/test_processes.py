@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_rl.errors import RESTART_EXIT_CODE
-from megatron_rl.processes import deadline
+from megatron_rl.processes import LAUNCHER_VARIABLE, deadline
+from megatron_rl.rollout.vllm_plugin import ENGINE_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 20.0
@@ -30,7 +31,8 @@ def python(code: str) -> subprocess.Popen[str]:
 def test_a_wait_that_takes_too_long_ends_the_process_with_one_clear_line(wait: str) -> None:
     code = f"""
 import threading, time
-from megatron_rl.processes import deadline
+from megatron_rl.processes import LAUNCHER_VARIABLE, deadline
+from megatron_rl.rollout.vllm_plugin import ENGINE_VARIABLE
 lock = threading.Lock()
 lock.acquire()
 with deadline(0.5, "rank 3: weight sync 7"):
@@ -90,10 +92,10 @@ LATE = """
 import multiprocessing, os, sys, time
 from megatron_rl.processes import die_with_parent
 
-def late():
+def late(parent=None):
     os.write({out}, str(os.getpid()).encode() + b"\\n")
     os.read({go}, 1)
-    die_with_parent()
+    die_with_parent(parent)
     os.write({out}, b"lives\\n")
     time.sleep(60)
 """
@@ -105,10 +107,9 @@ if __name__ == "__main__":
 LAUNCHED = """
 import subprocess
 if len(sys.argv) == 1:
-    environment = os.environ | {{"MEGATRON_RL_LAUNCHER": str(os.getpid())}}
-    subprocess.Popen([sys.executable, __file__, "rank"], env=environment, pass_fds=({out}, {go}))
+    subprocess.Popen([sys.executable, __file__, str(os.getpid())], pass_fds=({out}, {go}))
     time.sleep(60)
-late()
+late(int(sys.argv[1]))
 """
 
 
@@ -132,6 +133,13 @@ def test_a_child_whose_parent_has_died_before_ends_at_once(start: str, dies: boo
     parent.wait()
     for descriptor in (says, go, goes):
         os.close(descriptor)
+
+
+def test_what_an_engine_starts_by_itself_lives() -> None:
+    """vLLM looks at a model that it has not met yet in a process of its own, which loads its plugins."""
+    code = "from megatron_rl.rollout.vllm_plugin import register; register()"
+    ours = {"PYTHONPATH": str(ROOT), ENGINE_VARIABLE: "1", LAUNCHER_VARIABLE: str(os.getppid())}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | ours, check=True)
 
 
 def runs(pid: int) -> bool:
