@@ -227,7 +227,9 @@ def left_over(folder: Path) -> list[str]:
 
 def _of(folder: Path, process: psutil.Process) -> str:
     try:
-        is_ours = process.environ().get(_MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE
+        # An engine's title is written over its environment, and the sandbox has another working directory.
+        is_ours = process.cwd() == str(folder.resolve()) or process.environ().get(_MARK) == str(folder)
+        is_ours = is_ours and process.status() != psutil.STATUS_ZOMBIE
         return f"{process.pid} {' '.join(process.cmdline())}" if is_ours else ""
     except psutil.Error:
         return ""
@@ -302,7 +304,7 @@ def main() -> None:
         folder = Path(scratch)
         sft = folder / "runs" / "tiny_sft"
         finish(folder, "data", "tiny", "runs/tiny_world")
-        finish(folder, "train", RECIPES / "sft.yaml", "validation.data={}")
+        finish(folder, "train", RECIPES / "sft.yaml", "validation.at_start=false", "validation.at_end=false")
         whole = Pipeline(folder, "whole", sft)
         finish(folder, *whole.arguments)
         kills = chaos(folder, whole, sft, arguments.kills, arguments.seed, console)
