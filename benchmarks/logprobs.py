@@ -1,6 +1,6 @@
 """Log-probs and their gradients by chunks of tokens against the naive way, which holds all logits: memory and time.
 
-    python benchmarks/logprobs.py [--hidden 1536] [--memory-hidden 256] [--repeats 3]
+    python benchmarks/logprobs.py [--dtypes fp32 bf16] [--hidden 1536] [--memory-hidden 256] [--repeats 3]
 
 One rank on the CPU, a vocabulary of 152,064 (Qwen2), temperature 0.7, fp32 and bf16, forward and backward:
 
@@ -132,17 +132,18 @@ def chunk_mb(chunk: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--hidden", type=int, default=1536, help="hidden size where time is measured")
     parser.add_argument("--memory-hidden", type=int, default=256, help="hidden size where memory is measured")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     console = Console(stderr=True)
     result = {}
-    for dtype in DTYPES:
+    for dtype in arguments.dtypes:
         with console.status(f"{dtype}: some minutes"):
             result[dtype] = measured(dtype, arguments)
     table = Table("", *result)
-    for name in result["fp32"]:
+    for name in result[arguments.dtypes[0]]:
         table.add_row(name.replace("_", " "), *(f"{row[name]:,}" for row in result.values()))
     console.print(table)
     targets = {}

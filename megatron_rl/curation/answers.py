@@ -1,5 +1,6 @@
 """Steps that look at the reference answer."""
 
+import re
 from dataclasses import dataclass
 
 from megatron_rl.curation.sources import Candidate
@@ -22,8 +23,13 @@ class LongAnswer(Step):
 
 @dataclass
 class UnreadableAnswer(Step):
-    """References that the verifier cannot read: only the same text would meet them."""
+    """References that the verifier cannot read, since only the same text would meet them, or that are none."""
+
+    PLACEHOLDERS = frozenset({"proof", "notfound", "na", "none", "nan", "null", "error", "unknown", "seesolution"})
+    """By letters and digits. NuminaMath 1.5 has the first two words, and not only where a proof is asked for."""
 
     def why_not(self, candidate: Candidate) -> str | None:
-        reason = why_unreadable(candidate.problem.answer or "")
-        return reason and f"{candidate.problem.answer!r:.{_SHOWN_CHARACTERS}}: {reason}"
+        answer = candidate.problem.answer or ""
+        is_none = re.sub(r"\\text\w*|[^a-z0-9]", "", answer.lower()) in self.PLACEHOLDERS
+        reason = "no answer" if is_none else why_unreadable(answer)
+        return reason and f"{answer!r:.{_SHOWN_CHARACTERS}}: {reason}"

@@ -6,6 +6,7 @@ from datetime import date
 from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.statements import Worded, any_case
 from megatron_rl.curation.step import Step
+from megatron_rl.data.problems import Problem
 from megatron_rl.errors import RunStopped
 from verifiers.pool import VerifierPool
 from verifiers.tasks import CodeTask
@@ -20,9 +21,13 @@ class SpecialJudge(Worded):
         r"\b(?:print|output|return|find|report)\b[^.]{0,40}\bany (?:one )?(?:of|valid|such|correct|possible)\b",
         r"\b(?:any|one) (?:valid|correct) (?:answer|solution|output|order)\b",
         r"\bif there (?:are|is) (?:multiple|several|many|more than one)\b[^.]{0,60}\b(?:any|one of)\b",
+        r"\bin case (?:of|there are) (?:multiple|several|many)\b[^.]{0,60}\bany\b",
+        r"\bany (?:one |answer |solution |output |of them )?(?:is|will be) accepted\b",
+        r"(?<!not )(?<!n't )\b(?:print|output) any\b",
         r"\b(?:multiple|several) (?:answers|solutions|outputs) (?:exist|are possible)\b(?![^.]{0,30}\bthe one\b)",
         r"\b(?:print|output|return|list|give)\b[^.]{0,80}\bin any order\b",
         r"\b(?:absolute|relative) (?:or (?:absolute|relative) )?error\b",
+        r"\bwithin\b[^.]{0,20}\b10\s*\^?\s*\{?\s*[-\u2212]",
         r"\bspecial (?:judge|checker)\b",
     )
 
@@ -52,20 +57,27 @@ class WeakTests(Step):
 
 @dataclass
 class GoldenSolution(Step):
-    """Problems whose own solution does not pass their tests, or that have none."""
+    """Problems of whose own solutions none passes their tests, or that have none."""
 
     timeout_seconds: float = 6.0
     """Per test."""
+    max_solutions: int = 3
+    """So many are tried, in their order."""
 
     def __post_init__(self) -> None:
         self._pool = VerifierPool(1)
 
     def why_not(self, candidate: Candidate) -> str | None:
-        problem = candidate.problem
-        if candidate.solution is None:
-            return "no solution"
+        reason: str | None = "no solution"
+        for solution in candidate.solutions[: self.max_solutions]:
+            reason = self._why_wrong(candidate.problem, solution)
+            if reason is None:
+                break
+        return reason
+
+    def _why_wrong(self, problem: Problem, solution: str) -> str | None:
         task = CodeTask(
-            f"</think>\n```python\n{candidate.solution}\n```",
+            f"</think>\n```python\n{solution}\n```",
             problem.tests or (),
             fn_name=problem.fn_name,
             starter_code=problem.starter_code,

@@ -9,6 +9,7 @@ from typing import Any
 
 _MAX_BYTES = 1 << 30
 """Of decompressed tests; LiveCodeBench packs up to 90 MB for a problem."""
+_CALLS = "calls of a function in the form of APPS"
 
 
 class UnreadableTests(ValueError):
@@ -37,7 +38,7 @@ def read_tests(value: Any, fn_name: str | None = None) -> list[dict[str, str]]:
         for inputs, outputs in (("inputs", "outputs"), ("input", "output")):
             if inputs in value and outputs in value:
                 if fn_name is not None or value.get("fn_name"):
-                    raise UnreadableTests("calls of a function in the form of APPS")
+                    raise UnreadableTests(_CALLS)
                 return _paired(value[inputs], value[outputs])
         raise UnreadableTests(f"an object with {sorted(map(str, value))}")
     if not isinstance(value, list):
@@ -46,6 +47,8 @@ def read_tests(value: Any, fn_name: str | None = None) -> list[dict[str, str]]:
     for test in value:
         if not isinstance(test, Mapping) or not {"input", "output"} <= test.keys():
             raise UnreadableTests("a test that is no object with input and output")
+        if fn_name is None and (test.get("fn_name") or test.get("type") == "function_call"):
+            raise UnreadableTests(_CALLS)
         own_kind = test.get("testtype") or kind
         tests.append({"input": _text(test["input"]), "output": _text(test["output"]), "testtype": str(own_kind)})
     return tests

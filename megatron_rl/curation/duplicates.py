@@ -9,7 +9,7 @@ from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.step import Step
 from megatron_rl.curation.text import words
 
-_OPERATOR = re.compile(r"[-+<>=\u00f7\u00d7*/^()]")
+_OPERATOR = re.compile(r"[-+<>=\u00f7\u00d7*/^()|!%\u2212\u2260\u2264\u2265\u221a]")
 _NUMBER = re.compile(r"\d+")
 
 

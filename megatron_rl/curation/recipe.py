@@ -34,7 +34,7 @@ class SourceConfig:
     """Code: the function that is called; `metadata.func_name` is what is in a column, LiveCodeBench's."""
     starter_code_key: str = "starter_code"
     solution_key: str | None = None
-    """Code: the column with a right program, or with several."""
+    """Code: the column with a right program, or with several, also as JSON and as CodeContests has them."""
     meta_keys: tuple[str, ...] = ()
     """Columns to keep under `meta`."""
     max_rows: int | None = None

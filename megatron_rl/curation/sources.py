@@ -15,6 +15,9 @@ from megatron_rl.data.problems import Problem, read_jsonl, read_problem
 from megatron_rl.errors import InputError
 from verifiers.math import extract_answer
 
+_PYTHON_3 = 3
+"""CodeContests' number."""
+
 Row = dict[str, Any]
 Adapt = Callable[[Row], Row | None]
 """Makes a row one with the columns that a source names; None passes over it. InputError: it cannot be read."""
@@ -32,8 +35,8 @@ class Candidate:
     problem: Problem
     source: str
     meta: dict[str, Any]
-    solution: str | None = None
-    """Code: a program that its author holds to be right."""
+    solutions: tuple[str, ...] = ()
+    """Code: programs that their authors hold to be right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def read_source(
                 raise InputError(f"{place}: id {problem.id!r} is also an earlier row's")
             seen.add(problem.id)
             problem = replace(problem, id=f"{name}/{problem.id}", answer=_reference(problem.answer, config, place))
-            candidate = Candidate(problem, name, _meta(row, config, place), _solution(row, config))
+            candidate = Candidate(problem, name, _meta(row, config, place), _solutions(row, config))
         except InputError as error:
             yield Unreadable(f"{name}/{number}", name, str(error).removeprefix(f"{place}: "))
             continue
@@ -130,12 +133,20 @@ def _at(row: dict[str, Any], key: str) -> Any:
     return value or None
 
 
-def _solution(row: dict[str, Any], config: SourceConfig) -> str | None:
-    """The first one, where there is a list of them."""
+def _solutions(row: dict[str, Any], config: SourceConfig) -> tuple[str, ...]:
+    """One, a list of them, the same as JSON (APPS, TACO), or lists of them and of their languages (CodeContests)."""
     found = None if config.solution_key is None else _at(row, config.solution_key)
-    if isinstance(found, list):
-        found = next(iter(found), None)
-    return found if isinstance(found, str) else None
+    if isinstance(found, str):
+        try:
+            found = json.loads(found)
+        except (ValueError, RecursionError):
+            found = [found]
+    if isinstance(found, dict):
+        languages, texts = (found.get(key) for key in ("language", "solution"))
+        if not isinstance(languages, list) or not isinstance(texts, list):
+            return ()
+        found = [text for text, language in zip(texts, languages, strict=False) if language == _PYTHON_3]
+    return tuple(text for text in found if isinstance(text, str)) if isinstance(found, list) else ()
 
 
 def read_rows(config: SourceConfig) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,6 +7,7 @@ problem out, since a reference that a right answer does not match teaches the op
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from megatron_rl.curation.sources import Candidate
 from megatron_rl.curation.step import Step
@@ -87,7 +88,7 @@ def _marks(form: str, *names: str) -> list[re.Pattern[str]]:
 
 _VERB = r"\b(?:find|determine|compute|calculate|evaluate|prove|state|solve)\b"
 _ASKS, _ASKS_FOR = re.compile(rf"\?|{_VERB}", re.IGNORECASE), re.compile(rf"{_VERB}\s*\Z", re.IGNORECASE)
-_PART_NAMES = (("a", "b"), ("i", "ii"), ("1", "2"))
+_PART_NAMES = (("a", "b"), ("i", "ii"), ("1", "2"), ("I", "II"), (r"\u2160", r"\u2161"))
 
 
 @dataclass
@@ -95,11 +96,9 @@ class MultiPart(Step):
     """Several questions in one, of which one reference can answer but one. Conditions are numbered, too: the first part
     must ask for something, or what stands right before it."""
 
-    MARKS = tuple(
-        _marks(form, *names)
-        for form in (r"(?<![\w)\\])\(@\)\s", r"^[ \t]*@[.)]\s", r"\b[Pp]art\s+\(?@\b")
-        for names in _PART_NAMES
-    )
+    FORMS = r"(?<![\w)\\])[(\uff08]@[)\uff09]\$?(?=\s|[A-Z])", r"^[ \t]*@[.)]\s", r"\b[Pp]art\s+\(?@\b"
+    CIRCLED = _marks("@", r"\u2460", r"\u2461")
+    MARKS = (*(_marks(form, *names) for form, names in product(FORMS, _PART_NAMES)), CIRCLED)
 
     def why_not(self, candidate: Candidate) -> str | None:
         text = without_drawings(candidate.problem.question)[:MAX_CHARACTERS]
@@ -124,13 +123,17 @@ class MultipleChoice(Worded):
         _marks(r"(?<!\w)@[.):]\s", "A", "B", "C"),
         _marks(r"\\text\w*\s*\{\s*\(?@\)?", "A", "B"),
     )
-    LETTERS = _marks(r"\(@\)", "a", "b", "c")
+    LETTERS = (
+        _marks(r"\(@\)", "a", "b", "c"),
+        _marks(r"(?<!\w)[*$]*@[*$]*\s*[.):\uff0e\uff1a\u3001]", "A", "B", "C"),
+        _marks(r"\*\*@\*\*", "A", "B", "C"),
+    )
     """Options only where the reference is a letter: parts and vertices have such names, too."""
 
     def why_not(self, candidate: Candidate) -> str | None:
         text = self.searched(candidate.problem.question)[:MAX_CHARACTERS]
         answer = re.sub(r"\\text\w*|[{}()$.\s]", "", candidate.problem.answer or "")
-        marks = (*self.MARKS, self.LETTERS) if answer in list("ABCDEabcde") else self.MARKS
+        marks = (*self.MARKS, *self.LETTERS) if answer in list("ABCDEabcde") else self.MARKS
         for each in marks:
             if found := _in_order(text, each):
                 return " ".join(match.group().strip() for match in found)
@@ -166,11 +169,12 @@ class Figure(Worded):
 
     PATTERNS = any_case(
         r"\[asy\]",
-        r"\\includegraphics|\\begin\{tikzpicture\}|!\[[^\]]*\]\(|<img\b",
+        r"\\includegraphics|\\begin\{tikzpicture\}|!\[[^\]]*\]\(|<(?:img|image)\b",
         r"\b(?:figure|diagram|picture|image|chart)s?\b[^.?!]{0,30}?\b(?:below|above|shown)\b",
         r"\b(?:shown|seen|depicted|pictured|illustrated|indicated|marked|labell?ed)\b[^.?!]{0,30}?"
         r"\b(?:figure|diagram|picture|image|chart)\b",
-        r"\b(?:in|from|see|of) (?:the |this )?(?:figure|diagram)\b|\b(?:accompanying|adjacent) (?:figure|diagram)\b",
+        r"\b(?:in|from|see|of) (?:the |this )?(?:figure|diagram)\b(?! (?:bounded|enclosed|formed|limited)\b)",
+        r"\b(?:accompanying|adjacent) (?:figure|diagram)\b",
         r"\bgraph\b[^.?!]{0,60}\b(?:is|are) shown\b|\b(?:graph|grid|map) (?:shown |given )?(?:below|above)\b",
         r"\b(?:below|above) is an? (?:figure|diagram|picture|image)\b",
         r"\bas (?:shown|pictured|depicted|illustrated)\b(?! that)",

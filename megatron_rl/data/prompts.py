@@ -94,7 +94,12 @@ def response_text(problem: Problem) -> str:
 
 
 def check_prompt_lengths(
-    path: str, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], context: int, max_new_tokens: int
+    path: str,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    context: int,
+    max_new_tokens: int,
+    context_key: str = "policy.max_total_sequence_length",
 ) -> None:
     """Refuse a prompt that leaves less than `max_new_tokens` of `context` tokens; none is dropped silently.
 
@@ -106,8 +111,7 @@ def check_prompt_lengths(
         if len(prompt) > room:
             raise InputError(
                 f"{path}: the prompt of {problem.id!r} has {len(prompt)} tokens, the context leaves {room} "
-                f"({context} - {max_new_tokens}); raise policy.max_total_sequence_length, lower "
-                "generation.max_new_tokens, or drop it"
+                f"({context} - {max_new_tokens}); raise {context_key}, lower generation.max_new_tokens, or drop it"
             )
 
 

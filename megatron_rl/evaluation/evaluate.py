@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from megatron_rl.rollout.rollout import Rollout
     from megatron_rl.stage import PromptSet
 
-
 _PROMPT_TOKENS = 2048
 
 
@@ -138,7 +137,8 @@ def evaluate(
     tokenizer = load_tokenizer(folder)
     prompts = {name: [encode_prompt(tokenizer, problem) for problem in found] for name, found in problems.items()}
     for name, found in problems.items():
-        check_prompt_lengths(name, found, prompts[name], config.context, config.generation.max_new_tokens)
+        lengths = config.context, config.generation.max_new_tokens
+        check_prompt_lengths(name, found, prompts[name], *lengths, "max_total_sequence_length")
     from megatron_rl.stage import PromptSet  # with it comes Megatron-Core
 
     if out is not None:

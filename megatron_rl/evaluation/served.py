@@ -97,9 +97,11 @@ class ServedRollout:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
             "seed": request.seed,
-            "extra_body": {"top_k": sampling.top_k} if sampling.top_k > 0 else {},
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
         }
-        text, finish_reason = (self._chat if self._config.api is ServerApi.CHAT else self._complete)(request, asked)
+        chats = self._config.api is ServerApi.CHAT
+        text, finish_reason = (self._chat if chats else self._complete)(request, asked, sampling.top_k)
         return Sample(
             request=request,
             tokens=tuple(self._tokenizer.encode(text, add_special_tokens=False)),
@@ -109,14 +111,18 @@ class ServedRollout:
             policy_version=0,
         )
 
-    def _complete(self, request: SampleRequest, asked: dict[str, Any]) -> tuple[str, str]:
-        answer: Completion = self._client.completions.create(prompt=list(request.prompt_tokens), **asked)
+    def _complete(self, request: SampleRequest, asked: dict[str, Any], top_k: int) -> tuple[str, str]:
+        # What is not told is as the model's generation_config.json has it.
+        beyond = {"top_k": top_k, "min_p": 0.0, "repetition_penalty": 1.0}
+        prompt = list(request.prompt_tokens)
+        answer: Completion = self._client.completions.create(prompt=prompt, extra_body=beyond, **asked)
         (choice,) = answer.choices
         return choice.text, choice.finish_reason
 
-    def _chat(self, request: SampleRequest, asked: dict[str, Any]) -> tuple[str, str]:
+    def _chat(self, request: SampleRequest, asked: dict[str, Any], top_k: int) -> tuple[str, str]:
+        beyond = {"top_k": top_k} if top_k > 0 else {}  # which not every such server knows
         turn = ChatCompletionUserMessageParam(role="user", content=self._messages[request.prompt_tokens])
-        answer: ChatCompletion = self._client.chat.completions.create(messages=[turn], **asked)
+        answer: ChatCompletion = self._client.chat.completions.create(messages=[turn], extra_body=beyond, **asked)
         (choice,) = answer.choices
         return _with_reasoning(choice.message), choice.finish_reason
 

@@ -64,6 +64,7 @@ class Bomb:
         ({"inputs": ["1"], "outputs": []}, None, "no lists of the same length"),
         ({"inputs": [[1]], "outputs": [[2]], "fn_name": "f"}, None, "calls of a function in the form of APPS"),
         (APPS, "f", "calls of a function in the form of APPS"),
+        ([{"type": "function_call", "fn_name": "f", "input": ["a"], "output": ["b"]}], None, "calls of a function in"),
         ("neither", None, "neither JSON nor packed"),
         (base64.b64encode(b"neither").decode(), None, "neither JSON nor packed"),
         (base64.b64encode(zlib.compress(pickle.dumps(Bomb()))).decode(), None, r"a pickle with \d texts"),
@@ -113,12 +114,36 @@ def test_a_source_of_livecodebench(tmp_path: Path) -> None:
     assert DatedAfter().why_not(other) == "date is '15 Aug 2025', not YYYY-MM-DD"
 
 
+@pytest.mark.parametrize(
+    ("value", "solutions"),
+    [
+        ("print(1)", ("print(1)",)),
+        (["print(1)", "print(2)"], ("print(1)", "print(2)")),
+        (json.dumps(["print(1)", "print(2)"]), ("print(1)", "print(2)")),  # APPS, TACO
+        (
+            {"language": [2, 3, 1, 3], "solution": ["int main()", "print(1)", "print 1", "print(2)"]},
+            ("print(1)", "print(2)"),
+        ),
+        ({"language": [2], "solution": ["int main()"]}, ()),
+        ({"solution": "print(1)"}, ()),
+        (7, ()),
+        (None, ()),
+    ],
+)
+def test_solutions_in_every_form(tmp_path: Path, value: Any, solutions: tuple[str, ...]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "Double it.", "tests": DOUBLES, "solutions": value}) + "\n")
+    (found,) = read_source("s", SourceConfig(path=str(path), solution_key="solutions"), Domain.CODE)
+    assert isinstance(found, Candidate)
+    assert found.solutions == solutions
+
+
 # Steps --------------------------------------------------------------------------------------------------------------
 
 
-def problem(statement: str = "Double it.", tests: list[Any] = DOUBLES, solution: str | None = None) -> Candidate:
+def problem(statement: str = "Double it.", tests: list[Any] = DOUBLES, solutions: tuple[str, ...] = ()) -> Candidate:
     found = Problem("p", statement, Domain.CODE, None, tuple(tests), None, None, None)
-    return Candidate(found, "source", {}, solution)
+    return Candidate(found, "source", {}, solutions)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +152,13 @@ def problem(statement: str = "Double it.", tests: list[Any] = DOUBLES, solution:
         (SpecialJudge(), "If there are multiple answers, print any of them.", True),
         (SpecialJudge(), "Print the indices in any order.", True),
         (SpecialJudge(), "Answers with a relative or absolute error of at most 1e-6 are right.", True),
+        (SpecialJudge(), "In case of multiple answers, print any.", True),
+        (SpecialJudge(), "In case there are multiple solutions, any one is accepted.", True),
+        (SpecialJudge(), "Any solution will be accepted.", True),
+        (SpecialJudge(), "You may print any permutation with these properties.", True),
+        (SpecialJudge(), "Answers within $10^{-6}$ of the right one are accepted.", True),
+        (SpecialJudge(), "Do not print any spaces.", False),
+        (SpecialJudge(), "All are within 10 of the mean.", False),
         (SpecialJudge(), "The coins can be taken in any order. Print their number.", False),
         (SpecialJudge(), "If multiple solutions exist, output the one with the smallest x.", False),
         (SpecialJudge(), "Is there any valid pair? Print YES or NO.", False),
@@ -148,8 +180,11 @@ def test_weak_tests() -> None:
 def test_a_solution_must_pass() -> None:
     step = GoldenSolution()
     try:
-        assert step.why_not(problem(solution="print(2 * int(input()))")) is None
-        assert str(step.why_not(problem(solution="print(3 * int(input()))"))).startswith("wrong: ")
+        right, wrong = "print(2 * int(input()))", "print(3 * int(input()))"
+        assert step.why_not(problem(solutions=(right,))) is None
+        assert str(step.why_not(problem(solutions=(wrong,)))).startswith("wrong: ")
+        assert step.why_not(problem(solutions=(wrong, wrong, right))) is None
+        assert str(step.why_not(problem(solutions=(wrong, wrong, wrong, right)))).startswith("wrong: ")
         assert step.why_not(problem()) == "no solution"
     finally:
         step.close()

@@ -30,6 +30,11 @@ LEFT_OUT: list[tuple[Step, str]] = [
     (MultiPart(), "For a prime $p$:\n1. Determine $p+1$.\n2. Determine $p-1$."),
     (MultiPart(), "For the box find (a) the volume, (b) the surface."),
     (MultiPart(), "Part (a): how many are there? Part (b): what is their sum?"),
+    (MultiPart(), "The circle $C$ passes through $A$.\n$(1)$ Find its equation.\n$(2)$ Find the value of $m$."),
+    (MultiPart(), "Let $a$ be odd. (\u2160) Find $a$; (\u2161) Find $a^2$."),
+    (MultiPart(), "Let $a$ be odd. (1)Find $a$. (2)Find $a^2$."),
+    (MultiPart(), "Let $a$ be odd. \uff081\uff09 Find $a$. \uff082\uff09 Find $a^2$."),
+    (MultiPart(), "Let $a$ be odd. ① Find $a$. ② Find $a^2$."),
     (MultipleChoice(), r"What is $1+1$? $\textbf{(A)}\ 1 \qquad \textbf{(B)}\ 2 \qquad \textbf{(C)}\ 3$"),
     (MultipleChoice(), "The sum is\nA. even\nB. divisible by 3\nC. prime"),
     (MultipleChoice(), "Which of the following numbers is the largest?"),
@@ -41,6 +46,7 @@ LEFT_OUT: list[tuple[Step, str]] = [
     (Figure(), "[asy] draw((0,0)--(1,1)); [/asy] Find the length of the segment."),
     (Figure(), "In the diagram, $AB = 3$ and $BC = 4$. What is $AC$?"),
     (Figure(), "The graph of $y = f(x)$ is shown. Find $f(2)$."),
+    (Figure(), "<image> What does the sequence print?"),
     (Figure(), "Two circles touch as shown. Find the radius of the small one."),
 ]
 PASSED: list[tuple[Step, str]] = [
@@ -51,6 +57,7 @@ PASSED: list[tuple[Step, str]] = [
     (MultiPart(), "What is the least such number?\na) Divided by 2 it leaves 1.\nb) Divided by 3 it leaves 2."),
     (MultiPart(), "1) The marksman chooses a column.\n2) He breaks its lowest target. In how many orders?"),
     (MultiPart(), "Compute $f(a)$ and $f(b)$ if $f(1) = 2$ and $f(2) = 4$."),
+    (MultiPart(), "Let $f(1)F = 2$ and find $f(2)F$ (1)."),
     (MultipleChoice(), "[asy] dot(A); dot(B); dot(C); [/asy] Triangle $ABC$ has area 6. Find its height."),
     (MultipleChoice(), "Points $A$, $B$ and $C$ lie on a line. Find $AB$."),
     (TrueFalse(), SUM),
@@ -59,6 +66,7 @@ PASSED: list[tuple[Step, str]] = [
     (Figure(), "How many four-figure numbers are there? Let $x$ be the number of them."),
     (Figure(), "Bob draws a picture and sells it at 20 dollars more than it cost. Find his profit."),
     (Figure(), "He buys action figures and still has 25 dollars left. What did the pictures cost?"),
+    (Figure(), "Find the area of the figure bounded by the graphs of $y=x^2$ and $y=2x$."),
     (Figure(), "Let us figure out how many numbers divide 60."),
     (Figure(), "It can be shown that the sum is $m/n$. Find $m+n$."),
 ]
@@ -85,6 +93,10 @@ def test_passed(step: Step, statement: str) -> None:
         (LongAnswer(), "x" * 100, False),
         (UnreadableAnswer(), r"\frac{1}{", True),
         (UnreadableAnswer(), r"\frac{1}{2}", False),
+        (UnreadableAnswer(), "proof", True),
+        (UnreadableAnswer(), r"$\text{Not found.}$", True),
+        (UnreadableAnswer(), "N/A", True),
+        (UnreadableAnswer(), "waterproof", False),
     ],
 )
 def test_answers(step: Step, answer: str, is_left_out: bool) -> None:
@@ -95,6 +107,14 @@ def test_options_in_small_letters_go_with_an_answer_that_is_one() -> None:
     statement = "The sum is\n(a) even\n(b) odd\n(c) prime"
     assert MultipleChoice().why_not(problem(statement, "b")) == "(a) (b) (c)"
     assert MultipleChoice().why_not(problem(statement, "7")) is None
+
+
+@pytest.mark.parametrize(
+    "form", ["A.$1$ B.$2$ C.$3$", "A\uff0e1 B\uff0e2 C\uff0e3", "$A$. 1 $B$. 2 $C$. 3", "**A** 1 **B** 2 **C** 3"]
+)
+def test_options_in_other_spellings_go_with_an_answer_that_is_a_letter(form: str) -> None:
+    assert MultipleChoice().why_not(problem(f"The value is ( ) {form}", "$C$"))
+    assert MultipleChoice().why_not(problem("Take the points A and B. C is the third. Which is next?", "D")) is None
 
 
 LONG = [
@@ -125,6 +145,9 @@ def test_the_first_of_the_same_words_stays() -> None:
     assert step.why_not(problem(SUM.replace("60", "61"), name="third")) is None
     assert step.why_not(problem("Solve $x^2+5x=6$.", name="plus")) is None
     assert step.why_not(problem("Solve $x^2-5x=6$.", name="minus")) is None
+    assert step.why_not(problem("Solve $|x^2-5x|=6$.", name="absolute")) is None
+    assert step.why_not(problem("Solve $x^2\u22125x≤6$.", name="below")) is None
+    assert step.why_not(problem("Solve $x^2\u22125x≥6$.", name="above")) is None
 
 
 @pytest.mark.parametrize(

@@ -122,14 +122,17 @@ class Server(ThreadingHTTPServer):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert (request["model"], request["max_tokens"], request["temperature"]) == ("one", MAX_NEW_TOKENS, 0)
+            assert request["presence_penalty"] == request["frequency_penalty"] == 0
             choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
             if self.path.endswith("/chat/completions"):
                 (turn,) = request["messages"]
                 assert turn["role"] == "user"
                 self.server.asked.append(turn["content"])
+                assert "top_k" not in request
                 choice["message"] = {"role": "assistant"} | self.server.message
             else:
                 assert len({type(token) for token in request["prompt"]} | {int}) == 1
+                assert (request["top_k"], request["min_p"], request["repetition_penalty"]) == (-1, 0, 1)
                 choice["text"] = "so</think>\\boxed{2}"
             good = self.server.answered < self.server.good
             self.server.answered += good
