@@ -11,12 +11,17 @@ from converters.errors import ConversionError
 
 MANIFEST = "manifest.json"
 """A folder without it is not a whole checkpoint."""
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 FileEntry = dict[str, Any]
 """`bytes` and `sha256`."""
 
 
 class DamagedCheckpoint(ConversionError):
     """A checkpoint is not what was written; the message is one line that names the file."""
+
+
+class UnreadableCheckpoint(ConversionError):
+    """The system does not let it be read, which tells nothing of what it holds."""
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -37,11 +42,15 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: it is missing, or not a manifest.
+        UnreadableCheckpoint: the system refuses it.
     """
     path = checkpoint / MANIFEST
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        kind = DamagedCheckpoint if isinstance(error, _NO_FILE) else UnreadableCheckpoint
+        raise kind(f"{path}: cannot be read ({error})") from error
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path}: cannot be read ({error})") from error
     entries = found.get("files", {}) if isinstance(found, dict) else None
     if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):

@@ -14,7 +14,14 @@ from megatron_rl.cli_eval import evaluate
 from megatron_rl.cli_launch import launch
 from megatron_rl.cli_plan import plan
 from megatron_rl.cli_verify import app as verify_app
-from megatron_rl.errors import RESTART_EXIT_CODE, STOPPED_EXIT_CODE, InputError, Preempted, RunStopped
+from megatron_rl.errors import (
+    RESTART_EXIT_CODE,
+    STOPPED_EXIT_CODE,
+    InputError,
+    Preempted,
+    RunInterrupted,
+    RunStopped,
+)
 
 if TYPE_CHECKING:
     from megatron_rl.config.schema import TrainConfig
@@ -46,6 +53,9 @@ def main() -> None:
     except RunStopped as error:
         print(f"megatron-rl: stopped: {error}", file=sys.stderr)
         raise SystemExit(STOPPED_EXIT_CODE) from None
+    except RunInterrupted as error:
+        print(f"megatron-rl: interrupted: {error}", file=sys.stderr)
+        raise SystemExit(RESTART_EXIT_CODE) from None
     except Preempted as error:
         if os.environ.get("RANK") == "0":
             print(f"megatron-rl: {error}", file=sys.stderr)

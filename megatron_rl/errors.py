@@ -5,7 +5,7 @@ from converters.errors import one_line
 STOPPED_EXIT_CODE = 3
 """A guard found the run broken: no restart helps before a person has looked."""
 RESTART_EXIT_CODE = 75
-"""An expired deadline, or a preemption: start the same command again (EX_TEMPFAIL)."""
+"""An expired deadline, a preemption, a machine that failed: start the same command again (EX_TEMPFAIL)."""
 
 
 class InputError(ValueError):
@@ -18,6 +18,11 @@ class InputError(ValueError):
 class RunStopped(RuntimeError):
     """A guard found the run broken and stopped it; the message is one line that says what, by how much, what to do.
     The CLI exits with 3."""
+
+
+class RunInterrupted(RuntimeError):
+    """The machine failed the run, not what the run does; the message is one line, and the same command carries on. The
+    CLI exits with 75."""
 
 
 class Preempted(RuntimeError):

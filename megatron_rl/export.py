@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ from megatron_rl.run_folder import RunFolder
 
 _CHECKED_PROMPTS = 16
 _DEADLINE_SECONDS = 3 * 3600.0
+_HEEDLESS = ("sh", "-c", 'trap "" TERM; exec "$@"', "sh")
+"""Of SIGTERM, which Slurm sends to every process of a job: the rank that started it is the one to heed it."""
 
 
 class BackgroundExport:
     """Converts checkpoints in a process of their own, one at a time; owned by the main rank.
 
     A checkpoint that is saved while another is being converted is not exported, so that training never waits; the last
-    one always is.
+    one always is. That an earlier one could not be exported is only told, with `warn`.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    def __init__(self, run: RunFolder, warn: Callable[[str], None]) -> None:
+        self._run, self._warn = run, warn
         self._process: subprocess.Popen[bytes] | None = None
         self._log = run.logs / "export.log"
         self.step = 0
@@ -33,24 +36,26 @@ class BackgroundExport:
 
     def start(self, step: int, destination: Path) -> None:
         """Convert the checkpoint of `step` to the Hugging Face folder `destination`."""
-        self.wait()
+        self._settle()
         self.step = step
         self._run.logs.mkdir(parents=True, exist_ok=True)
         command = ["convert", "megatron-to-hf", str(self._run.checkpoint(step)), str(destination), "--overwrite"]
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_rl", *command], stdout=log, stderr=subprocess.STDOUT
+                [*_HEEDLESS, sys.executable, "-m", "megatron_rl", *command], stdout=log, stderr=subprocess.STDOUT
             )
 
     def is_busy(self) -> bool:
-        """A conversion is under way.
-
-        Raises:
-            RunStopped: the last one failed.
-        """
+        """A conversion is under way."""
         if self._process is not None and self._process.poll() is not None:
-            self.wait()
+            self._settle()
         return self._process is not None
+
+    def _settle(self) -> None:
+        try:
+            self.wait()
+        except RunStopped as failure:
+            self._warn(f"step {self.step}: {failure}")
 
     def wait(self) -> None:
         """Until the conversion under way, if there is one, is done.

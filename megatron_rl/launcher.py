@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.errors import RESTART_EXIT_CODE, InputError
+from megatron_rl.preemption import is_requested, note
 from megatron_rl.processes import LAUNCHER_VARIABLE
 from megatron_rl.run_folder import RunFolder
 
@@ -79,6 +80,8 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
         stack.callback(_end, ranks, keeper)
         stack.enter_context(_passing_on(ranks))
         port = free_port()
+        # A rank finds what comes before it listens.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         for rank in range(config.world_size):
             output = None if rank == 0 else stack.enter_context(open(logs / f"rank_{rank}.log", "wb"))
             ranks.append(
@@ -90,7 +93,16 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
                     process_group=keeper.pid,
                 )
             )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        if is_requested():  # meanwhile
+            _tell(ranks)
         return _wait(ranks, run, config.cluster.timeout_minutes * 60)
+
+
+def _tell(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """To save and stop."""
+    for rank in ranks:
+        rank.send_signal(signal.SIGUSR1)
 
 
 @contextmanager
@@ -98,8 +110,8 @@ def _passing_on(ranks: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
     """Within the block a request to stop goes to the ranks."""
 
     def pass_on(number: int, frame: object) -> None:
-        for rank in ranks:
-            rank.send_signal(signal.SIGUSR1)
+        note(number, frame)
+        _tell(ranks)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGUSR1, signal.SIGTERM)}
     try:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from megatron_rl.config.schema import TrainConfig
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, RunStopped
 from megatron_rl.run_folder import RunFolder, read_object, write_text
 
 if TYPE_CHECKING:  # at run time it is imported only when asked for: it brings torch
@@ -32,9 +32,9 @@ class MetricsLogger:
     def __init__(self, config: TrainConfig, run_dir: Path, resume_step: int) -> None:
         self._samples_dir = run_dir / "samples"
         self._samples_dir.mkdir(parents=True, exist_ok=True)
-        path = RunFolder(run_dir).metrics
-        _drop_lines_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = RunFolder(run_dir).metrics
+        _drop_lines_after(self._path, resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = _start_tensorboard(run_dir, resume_step) if config.logger.tensorboard_enabled else None
         self._wandb = _start_wandb(config, run_dir, resume_step) if config.logger.wandb_enabled else None
 
@@ -42,10 +42,31 @@ class MetricsLogger:
         """Append one line `{"step", "time" (seconds since the epoch), metrics in alphabetical order}` and flush it.
 
         NaN and infinities become null in the file, which stays valid JSON; TensorBoard and W&B show them as they are.
+
+        Raises:
+            RunStopped: it cannot be written.
         """
         values = {name: float(metrics[name]) for name in sorted(metrics)}
-        self._file.write(_to_json({"step": step, "time": round(time.time(), 3)} | values) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(_to_json({"step": step, "time": round(time.time(), 3)} | values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunStopped(f"{self._path}: {error}; make room, and start the same command again") from error
+        self._show(step, values)
+
+    def complete(self, metrics: dict[str, float]) -> None:
+        """Put metrics into the last line, which lacks them."""
+        *lines, last = self._path.read_text(encoding="utf-8").splitlines()
+        line = read_object(last, str(self._path))
+        values = {name: float(metrics[name]) for name in sorted(metrics)}
+        rest = {name: value for name, value in line.items() if name not in ("step", "time")} | values
+        line = {"step": line["step"], "time": line["time"]} | {name: rest[name] for name in sorted(rest)}
+        self._file.close()
+        _write_lines(self._path, (f"{one}\n" for one in (*lines, _to_json(line))))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._show(line["step"], values)
+
+    def _show(self, step: int, values: dict[str, float]) -> None:
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)

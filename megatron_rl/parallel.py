@@ -18,6 +18,7 @@ from megatron_rl.processes import LAUNCHER_VARIABLE, die_with_parent
 from megatron_rl.sockets import LOOPBACK, tcp_store
 
 T = TypeVar("T")
+_LONGEST_WAIT_MINUTES = 4 * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,10 @@ def setup_parallel(config: TrainConfig) -> Parallel:
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.cluster.gpus_per_node))
     bind_stores()
-    # The watch, which can tell who is missing, is to speak before a collective gives up.
-    minutes = config.cluster.timeout_minutes + config.cluster.heartbeat_timeout_seconds / 60
+    # The watch, which can tell who is missing, is to speak before a collective gives up; and what may take longer than
+    # that, an export say, while the others wait for it in one, has a deadline of its own.
+    watched = config.cluster.timeout_minutes + config.cluster.heartbeat_timeout_seconds / 60
+    minutes = max(watched, _LONGEST_WAIT_MINUTES)
     timeout = timedelta(minutes=minutes)
     dist.init_process_group(device.collective_backend, timeout=timeout, rank=rank, world_size=world)
     parallel_state.initialize_model_parallel(
@@ -141,4 +144,4 @@ def stop_if_preempted() -> None:
         Preempted: on all of them, if one of them was told to stop.
     """
     if any_rank(is_requested()):
-        raise Preempted("told to stop")
+        raise Preempted("told to stop; start the same command again")

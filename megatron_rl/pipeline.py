@@ -1,6 +1,7 @@
 """Several stages, each from the last one's checkpoint; finished stages are skipped on a rerun."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from megatron_rl.config.loader import compose, parse_overrides, refusals, save_config, to_config
 from megatron_rl.config.schema import TrainConfig
-from megatron_rl.errors import InputError
+from megatron_rl.errors import RESTART_EXIT_CODE, InputError
 from megatron_rl.launcher import run_ranks
+from megatron_rl.preemption import is_requested
 from megatron_rl.preflight import check_data, preflight
 from megatron_rl.report import write_report
 from megatron_rl.run_folder import RunFolder, write_json
@@ -146,6 +148,9 @@ def run_pipeline(pipeline: PipelineConfig, stages: Sequence[TrainConfig]) -> int
         save_config(config, folder.config)
         preflight(config)
         status = run_ranks(config, ["train", str(folder.config)])
+        if status == 0 and config is not stages[-1] and is_requested():
+            print(f"megatron-rl: told to stop after stage {config.name}; start the same command again", file=sys.stderr)
+            status = RESTART_EXIT_CODE
         if status != 0:
             return status
     summaries = [json.loads(RunFolder(Path(config.run_dir)).summary.read_text(encoding="utf-8")) for config in stages]

@@ -12,14 +12,15 @@ def listen() -> None:
     they inherit the mask, where a handler would be lost and the signal deadly.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    signal.signal(signal.SIGTERM, _note)
+    signal.signal(signal.SIGTERM, note)
 
 
 def is_requested() -> bool:
-    """This rank was told to stop; the others may not know it yet."""
+    """This process was told to stop; other ranks may not know it yet."""
     return _terminated or signal.SIGUSR1 in signal.sigpending()
 
 
-def _note(number: int, frame: object) -> None:
+def note(number: int, frame: object) -> None:
+    """Handler of a signal that tells to stop."""
     global _terminated
     _terminated = True

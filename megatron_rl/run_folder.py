@@ -1,8 +1,11 @@
 """What lies where in a run folder. Light: nothing heavy is imported."""
 
+import fcntl
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +85,23 @@ class RunFolder:
     def has_checkpoint(self, step: int) -> bool:
         """The checkpoint of `step` is complete."""
         return (self.checkpoint(step) / MANIFEST).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the block no other start works in the folder; on a file system without locks nobody can tell.
+
+        Raises:
+            InputError: another one does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those that it forks
+            except (BlockingIOError, PermissionError):  # POSIX allows for both
+                raise InputError(f"{self.path}: another start is at work in it; wait for its end, or end it") from None
+            except OSError:
+                pass
+            yield
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

@@ -31,7 +31,7 @@ from megatron_rl.experience import ExperienceMaker
 from megatron_rl.export import BackgroundExport
 from megatron_rl.journal import StepJournal
 from megatron_rl.logger import MetricsLogger
-from megatron_rl.parallel import Parallel, leave_parallel, setup_parallel
+from megatron_rl.parallel import Parallel, broadcast_object, leave_parallel, setup_parallel
 from megatron_rl.policy.kernels import kernels_in_use
 from megatron_rl.policy.model import Architecture
 from megatron_rl.policy.policy import Policy
@@ -129,8 +129,12 @@ class Stage:
 
     def log_samples(self, name: str, records: list[dict[str, Any]]) -> None:
         """Write `samples/NAME.jsonl`."""
-        if self.logger is not None:
+        if self.logger is None:
+            return
+        try:
             self.logger.log_samples(name, records)
+        except OSError as error:
+            self.warn(f"samples of {name} are not written: {error}")
 
 
 @contextmanager
@@ -144,6 +148,8 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
     with ExitStack() as stack:
         parallel = setup_parallel(config)
         stack.callback(leave_parallel)
+        if parallel.is_main:
+            stack.enter_context(run.locked())
         stack.enter_context(watch(parallel, run, config.cluster))
         folder = _model_folder(config, run, parallel)
         tokenizer = load_tokenizer(folder)
@@ -164,8 +170,8 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
             run.path.mkdir(parents=True, exist_ok=True)
             save_config(config, run.config)
             logger = stack.enter_context(MetricsLogger(config, run.path, start_step))
-            exporter = BackgroundExport(run) if config.checkpointing.export_hf else None
             progress = stack.enter_context(Progress(config.name, config.max_num_steps, start_step))
+            exporter = BackgroundExport(run, progress.warn) if config.checkpointing.export_hf else None
             parts = ", ".join(f"{part} {library}" for part, library in kernels_in_use(policy).items())
             progress.note(f"kernels: {parts}")
             if journal.steps:
@@ -262,7 +268,7 @@ def _policy(config: TrainConfig, run: RunFolder, folder: Path, parallel: Paralle
     architecture = Architecture.of_folder(folder, config.policy)
     policy = Policy(config.policy, architecture, parallel)
     has_reference = config.grpo is not None and config.grpo.reference_policy_kl_penalty > 0
-    if has_reference or not run.checkpoints():
+    if has_reference or not broadcast_object(run.checkpoints()):
         if config.policy.from_checkpoint is not None:
             load_weights(find_checkpoint(Path(config.policy.from_checkpoint)), policy)
         else:

@@ -23,7 +23,7 @@ from megatron_rl.errors import Preempted, RunStopped
 from megatron_rl.grpo import grpo_step
 from megatron_rl.guards import Records, guarded_update
 from megatron_rl.model_card import model_card
-from megatron_rl.parallel import any_rank, stop_if_preempted
+from megatron_rl.parallel import any_rank, broadcast_object, stop_if_preempted
 from megatron_rl.policy.batch import TrainSequence
 from megatron_rl.preemption import is_requested
 from megatron_rl.rollout.rollout import Rollout
@@ -44,10 +44,7 @@ def train(config: TrainConfig) -> None:
     with open_stage(config) as stage:
         if stage.rollout is not None:
             sync(stage, stage.rollout, stage.start_step)
-        if stage.start_step == 0 and stage.validation_sets and config.validation.at_start:
-            report_step(stage, 0, validate(stage, 0))
-            stage.timings.clear()
-            stage.memory.clear()
+        validate_first(stage)
         run_steps(stage, sft_step if config.algorithm is Algorithm.SFT else grpo_step)
         if stage.exporter is not None:
             if stage.exporter.step != config.max_num_steps:  # an earlier start had made the last step
@@ -57,6 +54,35 @@ def train(config: TrainConfig) -> None:
         if stage.parallel.is_main:
             write_stage_summary(stage, time.monotonic() - begin)
         dist.barrier()  # a launcher may end the others as soon as the first has ended
+
+
+def validate_first(stage: Stage) -> None:
+    """Before the first step, or what the last one of an earlier start, told to stop, has left out.
+
+    Raises:
+        Preempted: told to stop again.
+    """
+    step = stage.start_step
+    if not validation_is_due(stage, step):
+        return
+    if step == 0:
+        report_step(stage, 0, validate(stage, 0))
+    else:
+        (line,) = broadcast_object([line for line in stage.run.metric_lines() if line["step"] == step]) or [{}]
+        if not any(name.startswith("validation/") for name in line):
+            metrics = validate(stage, step)
+            if stage.logger is not None:
+                stage.logger.complete(metrics)
+    stage.timings.clear()
+    stage.memory.clear()
+
+
+def validation_is_due(stage: Stage, step: int) -> bool:
+    """After `step` steps."""
+    config = stage.config.validation
+    is_last = step == stage.config.max_num_steps
+    in_period = step > 0 and config.period > 0 and step % config.period == 0
+    return bool(stage.validation_sets) and (in_period or (step == 0 and config.at_start) or (is_last and config.at_end))
 
 
 def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) -> None:
@@ -70,16 +96,17 @@ def run_steps(stage: Stage, run_step: Callable[[Stage, int], dict[str, float]]) 
     order = stage.stream.state()
     try:
         for step in range(stage.start_step, last):
-            metrics = run_step(stage, step)
+            try:
+                metrics = run_step(stage, step)
+            except RunStopped:
+                stage.journal.drop(step)
+                raise
             if not stage.writer.is_writing():
                 finish_save(stage)
             done, order = step + 1, stage.stream.state()
             finish_step(stage, done, metrics)
             if done < last:
                 stop_if_preempted()
-    except RunStopped:
-        stage.journal.drop(done)
-        raise
     except Preempted:
         stage.stream.restore(order)  # what the step that was cut short had taken
         finish_save(stage)
@@ -126,23 +153,28 @@ def describe_examples(
 
 
 def finish_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
-    """Sync, validate, log and save, after `step` optimizer steps."""
-    config, last = stage.config, step == stage.config.max_num_steps
-    period = config.validation.period
-    validates = bool(stage.validation_sets) and (
-        (last and config.validation.at_end) or (period > 0 and step % period == 0)
-    )
+    """Sync, validate, log and save, after `step` optimizer steps.
+
+    Raises:
+        Preempted: there was no time to validate; the next start does it.
+    """
+    config, last, validates = stage.config, step == stage.config.max_num_steps, validation_is_due(stage, step)
     # Told to stop, there is nothing to sync for; SIGTERM may have ended the engines, too.
-    generates_next = config.algorithm is Algorithm.GRPO and not last and not any_rank(is_requested())
-    if stage.rollout is not None and (validates or generates_next):
+    stops = any_rank(is_requested())
+    generates_next = config.algorithm is Algorithm.GRPO and not last
+    if stage.rollout is not None and (validates or generates_next) and not stops:
         with stage.phase("weight_sync"):
             sync(stage, stage.rollout, step)
-    if validates:
-        metrics |= validate(stage, step)
-    saves = last or step % config.checkpointing.save_period == 0
+    if validates and not stops:
+        try:
+            metrics |= validate(stage, step)
+        except Preempted:
+            stops = True
     metrics |= _timings(stage, metrics.pop("performance/tokens"))
     report_step(stage, step, metrics)
-    if saves:
+    if validates and stops:
+        raise Preempted("told to stop")
+    if last or step % config.checkpointing.save_period == 0:
         begin = time.monotonic()
         save(stage, step)
         if last:
@@ -163,7 +195,10 @@ def save(stage: Stage, step: int) -> None:
     finish_save(stage)
     card = model_card(stage.config, stage.run, step) if stage.parallel.is_main else ""
     if stage.parallel.is_main and stage.pass_rates:
-        write_scores(stage.run.problems, stage.train_set.problems, stage.pass_rates, stage.lengths)
+        try:
+            write_scores(stage.run.problems, stage.train_set.problems, stage.pass_rates, stage.lengths)
+        except OSError as error:
+            stage.warn(f"step {step}: {stage.run.problems} is not written: {error}")
     stage.writer.start(stage.policy, step, stage.config.seed, stage.folder, card, stage.history())
 
 

@@ -15,6 +15,9 @@ def validate(stage: Stage, step: int) -> dict[str, float]:
     Returns:
         `validation/NAME/accuracy` and what else `accuracies` has, for each set; those of the set named like the run's
         domain are also `validation/accuracy` and so on.
+
+    Raises:
+        Preempted: on all ranks.
     """
     settings, generation = stage.config.validation, stage.config.generation
     assert stage.experience is not None
@@ -31,6 +34,7 @@ def validate(stage: Stage, step: int) -> dict[str, float]:
                 # Not of the step: the same noise every time, so that only the policy differs.
                 seed=f"{stage.config.seed}/validation/{name}",
                 on_progress=stage.show,
+                may_stop=True,
             )
         records = [sample_record(sample, prompt_set, step, name) for sample in experience.samples]
         stage.log_samples(f"validation_{name}_step_{step}", records)

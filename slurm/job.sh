@@ -20,6 +20,8 @@ fi
 # slurm/task.sh leaves that status here.
 first=$PWD/slurm/$SLURM_JOB_NAME-$SLURM_JOB_ID.status
 rm -f "$first"
+# One line for each start in a row that failed.
+failures=${first%.status}.failures
 # Slurm ends the job, by scancel or to start it again itself: nothing to decide.
 trap 'trap - EXIT; exit 143' TERM
 
@@ -29,11 +31,17 @@ conclude() {
   [[ ! -s $first ]] || status=$(<"$first")
   rm -f "$first"
   case $status in
-    0) echo "done after $SECONDS s" && exit 0 ;;
-    75) ;; # saved, before the time limit
+    0) rm -f "$failures" && echo "done after $SECONDS s" && exit 0 ;;
+    75) ;; # saved, before the time limit; or hung
     2 | 3) echo "status $status: not again, see above" && exit "$status" ;; # bad input; a guard
     *) ((SECONDS >= REQUEUE_AFTER_SECONDS)) || { echo "status $status after $SECONDS s: not again" && exit "$status"; } ;;
   esac
+  if ((status == 75 && SECONDS >= REQUEUE_AFTER_SECONDS)); then
+    rm -f "$failures"
+  else
+    echo "status $status after $SECONDS s" >>"$failures"
+    (($(wc -l <"$failures") < REQUEUE_FAILURES)) || { cat "$failures" && rm "$failures" && echo "not again" && exit "$status"; }
+  fi
   echo "status $status after $SECONDS s: back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
 }

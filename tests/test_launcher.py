@@ -148,6 +148,22 @@ def test_a_run_told_to_stop_saves_and_the_same_command_carries_on(recipe: Path) 
     assert [line["step"] for line in run.metric_lines()] == list(range(1, steps + 2))
 
 
+def test_a_run_told_to_stop_while_its_ranks_start_does_so(recipe: Path) -> None:
+    process = train(recipe)
+    ranks = eventually(lambda: [one for one in children(process.pid) if "megatron_rl" in one], PATIENCE_SECONDS)
+    assert ranks
+    process.send_signal(signal.SIGTERM)
+    _, output = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 75, output
+    (saved,) = RunFolder(recipe.parent / "runs" / "cut").checkpoints()
+    assert saved.name == "step_1"
+
+
+def children(pid: int) -> list[list[str]]:
+    """Their command lines."""
+    return [child.cmdline() for child in psutil.Process(pid).children()]
+
+
 def test_a_rank_that_is_killed_leaves_nothing_running(recipe: Path) -> None:
     """Without a launcher of ours, in the middle of a checkpoint or after it."""
     run, one_rank = (

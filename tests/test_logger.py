@@ -1,6 +1,7 @@
 """The metrics log: lines, resume, TensorBoard and W&B."""
 
 import json
+import resource
 import sys
 import types
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_rl.config.schema import Algorithm, DataConfig, LoggerConfig, PolicyConfig, TrainConfig, WandbConfig
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, RunStopped
 from megatron_rl.logger import MetricsLogger
 
 
@@ -52,6 +53,30 @@ def test_what_is_not_finite_is_null(tmp_path: Path, value: float) -> None:
     assert rows(tmp_path)[0]["train/loss"] is None
     assert rows(tmp_path)[0]["train/reward"] == 0.5
     assert json.loads((tmp_path / "samples/step_1.jsonl").read_text()) == {"reward": None}
+
+
+def test_what_the_last_line_lacks_is_put_into_it(tmp_path: Path) -> None:
+    write_steps(tmp_path, 0, 2, resume_step=0)
+    before = rows(tmp_path)
+    with MetricsLogger(config(), tmp_path, 2) as log:
+        log.complete({"validation/accuracy": 0.5, "a": 1})
+        log.log(3, {"train/loss": 0.3})
+    assert rows(tmp_path)[:3] == [*before[:2], before[2] | {"validation/accuracy": 0.5, "a": 1.0}]
+    assert list(rows(tmp_path)[2]) == ["step", "time", "a", "train/loss", "validation/accuracy"]
+    assert steps(tmp_path) == [0, 1, 2, 3]
+
+
+def test_a_line_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
+    with MetricsLogger(config(), tmp_path, 0) as log:
+        log.log(1, {"train/loss": 0.1})
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size, hard))
+        try:
+            with pytest.raises(RunStopped, match=r"metrics\.jsonl: \[Errno 27\] File too large; make room"):
+                log.log(2, {"train/loss": 0.2})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps(tmp_path)[0] == 1
 
 
 def test_resume_drops_steps_beyond_the_checkpoint_and_a_torn_line(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from megatron_rl import pipeline, preemption
+from megatron_rl.config.schema import TrainConfig
 from megatron_rl.errors import InputError
 from megatron_rl.pipeline import load_pipeline, run_pipeline
+from megatron_rl.run_folder import RunFolder, write_json
 
 STAGE = {
     "algorithm": "grpo",
@@ -124,13 +128,13 @@ def test_finished_stages_are_skipped_and_summed_up(write: Any, tmp_path: Path, m
     """With every stage's `summary.json` in place nothing runs, and the pipeline's own is written from them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
-    pipeline, stages = load_pipeline(write(), [])
+    config, stages = load_pipeline(write(), [])
     for stage in stages:
         folder = Path(stage.run_dir)
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(json.dumps({"name": stage.name, "backend": {"device": "cpu"}}))
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/reward": 0.5}) + "\n")
-    assert run_pipeline(pipeline, stages) == 0
+    assert run_pipeline(config, stages) == 0
     summary = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text())
     assert [stage["name"] for stage in summary["stages"]] == ["sft", "math", "code"]
     assert summary["backend"] == {"device": "cpu"}
@@ -138,10 +142,35 @@ def test_finished_stages_are_skipped_and_summed_up(write: Any, tmp_path: Path, m
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()
 
 
+@pytest.mark.parametrize(("told_in", "status"), [("math", 75), ("code", 0)])
+def test_told_to_stop_in_a_stages_last_step_it_does_not_start_the_next(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_in: str, status: int
+) -> None:
+    """Ranks that have ended well know nothing of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    ran = []
+
+    def ends_well(config: TrainConfig, arguments: list[str]) -> int:
+        ran.append(config.name)
+        folder = RunFolder(Path(config.run_dir))
+        write_json(folder.summary, {"name": config.name, "backend": {"device": "cpu"}})
+        folder.metrics.write_text(json.dumps({"step": 1, "train/reward": 0.5}) + "\n")
+        if config.name == told_in:
+            preemption.note(signal.SIGTERM, None)
+        return 0
+
+    monkeypatch.setattr(pipeline, "run_ranks", ends_well)
+    monkeypatch.setattr(pipeline, "preflight", lambda config: None)
+    monkeypatch.setattr(preemption, "_terminated", False)
+    assert run_pipeline(*load_pipeline(write(), [])) == status
+    assert ran == ["sft", "math", "code"][: 2 if status else 3]
+
+
 def test_the_first_stages_files_are_checked_before_anything_runs(
     write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pipeline, stages = load_pipeline(write(), [])
+    config, stages = load_pipeline(write(), [])
     with pytest.raises(InputError, match=r"data\.jsonl: no such file"):
-        run_pipeline(pipeline, stages)
+        run_pipeline(config, stages)

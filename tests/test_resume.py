@@ -36,6 +36,22 @@ def test_from_the_start_an_epoch_border_and_the_end(model_folders: dict[str, Pat
         assert run["lines"][: int(step)] == whole["lines"][: int(step)], "what was done is not logged anew"
 
 
+def test_a_stop_in_a_validation_is_heeded_and_the_validation_made_up_for(
+    model_folders: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """Two sets are validated on before and after each of two steps; told to stop in one or the other set at the start,
+    after the first step, and at the end."""
+    found = started_again("stopped", model_folders, data, tmp_path)
+    after = "told to stop after step {}, which is saved; start the same command again"
+    assert found["said"] == ["told to stop; start the same command again", 1, after.format(1), 3, after.format(2), 4, 2]
+    whole, stopped = found["whole"], found["stopped"]
+    assert stopped["updates"] == 2
+    assert stopped["weights"] == whole["weights"]
+    assert stopped["is_finished"]
+    assert without_times(stopped["lines"]) == without_times(whole["lines"])
+    assert all("validation/again/accuracy" in line for line in whole["lines"])
+
+
 @pytest.mark.long
 def test_a_crash_in_an_update_does_not_cost_the_generation(
     model_folders: dict[str, Path], data: Path, tmp_path: Path

@@ -1,6 +1,9 @@
 """What counts as a checkpoint, and files that are whole or not there."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import pytest
 from converters.manifest import MANIFEST
 from megatron_rl.errors import InputError
 from megatron_rl.run_folder import RunFolder, find_checkpoint, write_json, write_text
+
+ROOT = Path(__file__).parents[1]
 
 
 def add_checkpoint(run: RunFolder, step: int, complete: bool = True) -> Path:
@@ -33,6 +38,31 @@ def test_a_folder_without_its_manifest_does_not_exist(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step_3.tmp").mkdir()
     (tmp_path / "checkpoints" / ".step_3.tmp" / MANIFEST).write_text("{}")
     assert [path.name for path in run.checkpoints()] == ["step_1"]
+
+
+def test_two_starts_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    code = f"""
+from pathlib import Path
+from megatron_rl.run_folder import RunFolder
+with RunFolder(Path({str(run.path)!r})).locked():
+    print("locked", flush=True)
+    input()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"locked\n"
+    with pytest.raises(InputError, match="run: another start is at work in it"), run.locked():
+        pass
+    other.kill()
+    other.wait()
+    with run.locked():
+        pass
 
 
 def test_a_checkpoint_is_found_by_itself_and_by_its_run(tmp_path: Path) -> None:

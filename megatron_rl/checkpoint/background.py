@@ -1,12 +1,16 @@
 """A process beside the training that writes one rank's files of a checkpoint."""
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
@@ -15,8 +19,13 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from converters.manifest import FileEntry, file_entry
 from megatron_rl.processes import die_with_parent
 
+_WATCH_SECONDS = 1.0
 _BUCKETS, _RESULTS = 1, 2
 """Of the arguments to Megatron's function that writes: what, and the queue for where it has come to lie."""
+
+
+class WriterLost(OSError):
+    """The process that wrote was killed, or takes too long."""
 
 
 class BackgroundWrite:
@@ -48,22 +57,25 @@ class BackgroundWrite:
         """Size and checksum of every file written, by name.
 
         Raises:
-            OSError: it was not written, or not within the time, which counts from the start.
+            OSError: it was not written.
+            WriterLost: it was killed, or takes longer than that from its start.
         """
         if self._process is None:
             return {}
         if not self._outcome.poll(max(0.0, self._begin + timeout_seconds - time.monotonic())):
             self.kill()
-            raise TimeoutError(f"not written within {timeout_seconds:.0f} s")
+            raise WriterLost(f"not written within {timeout_seconds:.0f} s")
         try:
-            outcome: tuple[Any, dict[str, FileEntry]] | str = self._outcome.recv()
+            outcome: tuple[Any, dict[str, FileEntry]] | OSError = self._outcome.recv()
         except EOFError:
             self._process.join()
             status = self._process.exitcode
-            raise OSError(f"the process that wrote it ended with status {status} (-9: killed, for memory?)") from None
+            raise WriterLost(
+                f"the process that wrote it ended with status {status} (-9: killed, for memory?)"
+            ) from None
         # Its end is not waited for: that takes its time, for it gives much memory back.
-        if isinstance(outcome, str):
-            raise OSError(outcome)
+        if isinstance(outcome, OSError):
+            raise outcome
         places, entries = outcome
         self._request.async_fn_args[_RESULTS].put(places)  # for Megatron to finish with
         return entries
@@ -89,6 +101,7 @@ def without_clones(state: dict[str, Any]) -> dict[str, Any]:
 
 def _write(write: Callable[..., None], arguments: Sequence[Any], sending: Connection) -> None:
     die_with_parent()
+    threading.Thread(target=_watch_children, args=(sending,), daemon=True).start()
     try:
         write(*arguments)
         places = arguments[_RESULTS].get_nowait()
@@ -97,4 +110,16 @@ def _write(write: Callable[..., None], arguments: Sequence[Any], sending: Connec
         paths = [Path(path) for path, *_ in arguments[_BUCKETS]]
         sending.send((places, {path.name: file_entry(path) for path in paths}))
     except Exception as error:
-        sending.send(str(error) or repr(error))
+        sending.send(OSError(str(error) or repr(error)))
+
+
+def _watch_children(sending: Connection) -> None:
+    """Megatron has each file written by a process of its own, and waits for ever for one that was killed."""
+    while True:
+        for child in psutil.Process().children():
+            with suppress(ChildProcessError):
+                found = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is not None and found.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
+                    sending.send(WriterLost(f"a process that wrote it was ended by signal {found.si_status}"))
+                    os._exit(1)
+        time.sleep(_WATCH_SECONDS)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
-from converters.manifest import DamagedCheckpoint, check_files, read_manifest
+from converters.manifest import DamagedCheckpoint, UnreadableCheckpoint, check_files, read_manifest
 from converters.megatron_folder import read_metadata
-from megatron_rl.errors import InputError
+from megatron_rl.errors import InputError, RunInterrupted
+from megatron_rl.parallel import broadcast_object
 from megatron_rl.policy.policy import Policy
 from megatron_rl.run_folder import RunFolder
 
@@ -46,16 +49,16 @@ def resume(run: RunFolder, policy: Policy, updates_per_step: int = 1) -> int:
 
     Raises:
         InputError: all are damaged.
+        RunInterrupted: one cannot be read.
     """
     damage = None
-    while found := run.checkpoints():
+    # One rank lists them: of a network's file system another may see what has been renamed.
+    while found := broadcast_object(run.checkpoints()):
         damage = find_damage(found[-1])
         if damage is None:
             return _load(found[-1], policy, updates_per_step)
-        dist.barrier()  # all have listed the folder
         if dist.get_rank() == 0:
-            aside = found[-1].with_name(_SET_ASIDE + found[-1].name)
-            found[-1].rename(aside)
+            aside = _set_aside(found[-1])
             before = found[-2] if len(found) > 1 else "none"
             print(f"megatron-rl: {damage}; set aside as {aside.name}, taken instead: {before}", file=sys.stderr)
         dist.barrier()
@@ -67,21 +70,37 @@ def resume(run: RunFolder, policy: Policy, updates_per_step: int = 1) -> int:
     return 0
 
 
+def _set_aside(checkpoint: Path) -> Path:
+    """Under a name that is free."""
+    names = (f"{_SET_ASIDE}{checkpoint.name}{f'_{number}' if number else ''}" for number in count())
+    aside = next(path for path in map(checkpoint.with_name, names) if not path.exists())
+    return checkpoint.rename(aside)
+
+
 def find_damage(checkpoint: Path) -> str | None:
-    """Compare a checkpoint with its checksums, each rank a part of the files; what is wrong with it, on all ranks."""
+    """Compare a checkpoint with its checksums, each rank a part of the files; what is wrong with it, on all ranks.
+
+    Raises:
+        RunInterrupted: on all ranks, if one cannot read it, which may be that rank's own trouble.
+    """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    damage = None
+    damage = trouble = None
     try:
         manifest = read_manifest(checkpoint)
         if not isinstance(manifest.get("step"), int):
             raise DamagedCheckpoint(f"{checkpoint / 'manifest.json'}: says no step")
         files = sorted(manifest.get("files", {}).items())
         check_files(checkpoint, dict(files[rank::ranks]))
-    except (DamagedCheckpoint, OSError) as error:
+    except DamagedCheckpoint as error:
         damage = str(error)
-    everyone: list[str | None] = [None] * ranks
-    dist.all_gather_object(everyone, damage)
-    return next((found for found in everyone if found is not None), None)
+    except (UnreadableCheckpoint, OSError) as error:
+        trouble = f"rank {rank} on {socket.gethostname()}: {checkpoint}: {error}"
+    everyone: list[tuple[str | None, str | None]] = [(None, None)] * ranks
+    dist.all_gather_object(everyone, (damage, trouble))
+    for _, found in everyone:
+        if found is not None:
+            raise RunInterrupted(f"{found}; see to its file system, and start the same command again")
+    return next((found for found, _ in everyone if found is not None), None)
 
 
 def _load(checkpoint: Path, policy: Policy, updates_per_step: int) -> int:

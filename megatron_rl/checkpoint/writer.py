@@ -20,10 +20,10 @@ from converters.hf_config import HF_FILES
 from converters.hf_folder import copy_other_files
 from converters.manifest import MANIFEST, FileEntry, file_entries
 from megatron_rl import pulse
-from megatron_rl.checkpoint.background import BackgroundWrite, without_clones
+from megatron_rl.checkpoint.background import BackgroundWrite, WriterLost, without_clones
 from megatron_rl.checkpoint.reader import HISTORY, Manifest
 from megatron_rl.device import keep_write_results
-from megatron_rl.errors import RunStopped
+from megatron_rl.errors import RunInterrupted, RunStopped
 from megatron_rl.parallel import Parallel, any_rank
 from megatron_rl.policy.policy import Policy
 from megatron_rl.run_folder import RunFolder, write_json
@@ -107,6 +107,7 @@ class CheckpointWriter:
 
         Raises:
             RunStopped: it could not be written; the one before it serves.
+            RunInterrupted: the process that wrote it was killed, or takes too long.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -139,18 +140,19 @@ class CheckpointWriter:
     @contextmanager
     def _refusals(self, checkpoint: Path, together: bool = False) -> Iterator[None]:
         """Make one line of what the system refuses; on all ranks where it has all of them wait for each other."""
-        reason = None
+        reason, is_lost = None, False
         try:
             yield
         except (OSError, RuntimeError, CheckpointingException, CheckpointException) as error:
-            reason = _reason(error)
+            reason, is_lost = _reason(error), isinstance(error, WriterLost)
             if isinstance(error, RuntimeError) and _OF_TORCH_SAVE not in reason:
                 raise
-        reasons = [reason]
+        everyone = [(is_lost, reason)]
         if together:
-            reasons = [None] * self._parallel.world_size
-            dist.all_gather_object(reasons, reason)
-        found = next((reason for reason in reasons if reason is not None), None)
+            everyone *= self._parallel.world_size
+            dist.all_gather_object(everyone, (is_lost, reason))
+        # What the system refuses it refuses again; a process that is lost may be for the same reason.
+        is_lost, found = min((one for one in everyone if one[1] is not None), default=(False, None))
         if found is not None:
             if self._parallel.is_main:
                 shutil.rmtree(_temporary(checkpoint), ignore_errors=True)
@@ -159,6 +161,8 @@ class CheckpointWriter:
                 found = f"a file could not be written, {free / 1e9:.3f} GB are free on its disk"
             kept = self._run.checkpoints()
             serves = f"{kept[-1]} is whole and serves" if kept else "there is none before it"
+            if is_lost:
+                raise RunInterrupted(f"{checkpoint}: was not saved: {found}; {serves}; start the same command again")
             raise RunStopped(
                 f"{checkpoint}: cannot be saved: {found}; {serves}. Make room, or see to the rights of the folder, and "
                 "start the same command again"

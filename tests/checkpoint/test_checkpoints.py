@@ -54,6 +54,27 @@ def test_the_checkpoint_before_a_damaged_one_serves(
     assert said.endswith(f"set aside as damaged_step_4, taken instead: {folder / damage}/checkpoints/step_2")
 
 
+def test_the_same_checkpoint_damaged_again_is_set_aside_again(job: tuple[Path, dict[str, Any]]) -> None:
+    found = job[1]["damage_a_second_time"]
+    assert (found["step"], found["left"]) == (2, ["damaged_step_4", "damaged_step_4_1", "step_2"])
+
+
+def test_a_rank_that_cannot_read_says_nothing_of_the_checkpoint(job: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = job
+    found = result["unreadable"]
+    assert re.match(rf"rank 1 on \S+: {folder}/unreadable/checkpoints/step_4: \[Errno 5\] Input/output", found["error"])
+    assert found["error"].endswith("see to its file system, and start the same command again")
+    assert found["left"] == ["step_2", "step_4"]
+
+
+def test_a_killed_writer_interrupts_the_run(job: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = job
+    found, checkpoints = result["writer killed"], folder / "writer_killed/checkpoints"
+    assert found["error"].startswith(f"{checkpoints / 'step_4'}: was not saved: the process that wrote it ended with")
+    assert found["error"].endswith(f"{checkpoints / 'step_2'} is whole and serves; start the same command again")
+    assert found["left"] == ["step_2"]
+
+
 def test_a_run_with_nothing_but_damaged_checkpoints_does_not_start_anew(job: tuple[Path, dict[str, Any]]) -> None:
     folder, result = job
     message = result["all damaged"]["error"]

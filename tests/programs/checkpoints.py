@@ -3,7 +3,10 @@
 Arguments: `model`, `tp`, `pp`. Rank 0's result, by case.
 """
 
+import errno
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ from tiny import step_sequences, train_config
 
 from converters.manifest import MANIFEST
 from megatron_rl.algorithms.losses import sft_loss
+from megatron_rl.checkpoint import background, reader
 from megatron_rl.checkpoint.reader import resume
 from megatron_rl.checkpoint.writer import CheckpointWriter
-from megatron_rl.errors import InputError, RunStopped
+from megatron_rl.errors import InputError, RunInterrupted, RunStopped
 from megatron_rl.parallel import setup_parallel
 from megatron_rl.policy.model import Architecture
 from megatron_rl.policy.policy import Policy
@@ -92,6 +96,43 @@ class Cases:
             return str(error)
         return ""
 
+    def writer_killed(self) -> dict[str, Any]:
+        """That of one rank, for the second checkpoint."""
+        run = RunFolder(self.folder / "writer_killed")
+        policy = self.policy()
+        policy.load_hf(self.model)
+        save_checkpoint(run, policy, self.parallel, FIRST, self.model)
+        write = background._write
+        if self.parallel.is_main:
+            background._write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            save_checkpoint(run, policy, self.parallel, SECOND, self.model)
+        except RunInterrupted as error:
+            return {"error": str(error), "left": names(run)}
+        finally:
+            background._write = write
+        return {}
+
+    def unreadable(self) -> dict[str, Any]:
+        """For one rank."""
+        run = RunFolder(self.folder / "unreadable")
+        if self.parallel.is_main:
+            shutil.copytree(self.saved.path, run.path)
+        dist.barrier()
+        check_files = reader.check_files
+
+        def fail(*_: Any) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        if not self.parallel.is_main:
+            reader.check_files = fail
+        try:
+            return self.carried_on(run)
+        except RunInterrupted as error:
+            return {"error": str(error), "left": names(run)}
+        finally:
+            reader.check_files = check_files
+
 
 def names(run: RunFolder) -> list[str]:
     """What lies beside the checkpoints is listed, too."""
@@ -119,6 +160,11 @@ def empty_but_for_the_manifest(checkpoint: Path) -> None:
             path.unlink()
 
 
+def damage_a_second_time(checkpoint: Path) -> None:
+    shutil.copytree(checkpoint, checkpoint.with_name(f"damaged_{checkpoint.name}"))
+    flip_a_byte(checkpoint)
+
+
 def tear_manifest(checkpoint: Path) -> None:
     text = (checkpoint / MANIFEST).read_text()
     (checkpoint / MANIFEST).write_text(text[: len(text) // 2])
@@ -132,10 +178,13 @@ def main() -> None:
     arguments, folder = read_arguments()
     cases = Cases(folder, arguments["model"], arguments["tp"], arguments["pp"])
     result: dict[str, Any] = {"trained on meanwhile": cases.trained_on_meanwhile()}
-    for damage in (flip_a_byte, cut_short, empty_but_for_the_manifest, tear_manifest, remove_manifest):
+    damages = flip_a_byte, cut_short, empty_but_for_the_manifest, tear_manifest, damage_a_second_time, remove_manifest
+    for damage in damages:
         result[damage.__name__] = cases.damaged(damage.__name__, damage)
     result["all damaged"] = cases.damaged("all_damaged", flip_a_byte, also_first=True)
     result["unwritable"] = cases.unwritable()
+    result["unreadable"] = cases.unreadable()
+    result["writer killed"] = cases.writer_killed()
     if cases.parallel.is_main:
         write_result(folder, result)
     dist.barrier()

@@ -1,10 +1,12 @@
 """Runs that are started again in one state or another, in one process.
 
-Arguments: `model`, `data` (a file of problems with responses), `case`: `edges` or `crash`, which tell what they give.
+Arguments: `model`, `data` (a file of problems with responses), `case`: `edges`, `crash` or `stopped`, which tell what
+they give.
 """
 
 import os
 import shutil
+import signal
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,9 @@ from ranks import read_arguments, write_result
 from tiny import train_config
 
 from converters.manifest import read_manifest
-from megatron_rl.config.schema import TrainConfig
+from megatron_rl import preemption
+from megatron_rl.config.schema import DataConfig, TrainConfig, ValidationConfig
+from megatron_rl.errors import Preempted
 from megatron_rl.launcher import free_port
 from megatron_rl.policy.policy import Policy
 from megatron_rl.rollout.rollout import Rollout
@@ -94,6 +98,35 @@ def crash(model: str, data: str, folder: Path) -> dict[str, Any]:
     return {"steps": [line["step"] for line in run.metric_lines()], "counts": counts}
 
 
+def stopped(model: str, data: str, folder: Path) -> dict[str, Any]:
+    """A run that is told to stop in each of its validations, and one that is left alone: their states."""
+    sft = {"max_num_steps": 2, "global_batch_size": 4}
+    validation = {"data": {"math": DataConfig(path=data), "again": DataConfig(path=data)}, "period": 1}
+    config = config_of(model, data, folder, algorithm="sft", sft=sft, generation__max_new_tokens=16)
+    config = replace(config, validation=ValidationConfig(**validation))
+    found: dict[str, Any] = {"whole": state_of(start(config, "whole")), "said": []}
+    updates, generate, calls = Calls(Policy, "train_step"), Rollout.generate, Calls(Rollout, "generate")
+    counted = Rollout.generate
+
+    def generate_and_be_told(*arguments: Any, **named: Any) -> None:
+        if calls.count + 1 == told_at:
+            preemption.note(signal.SIGTERM, None)
+        counted(*arguments, **named)
+
+    Rollout.generate = generate_and_be_told  # type: ignore[method-assign]
+    for told_at in (1, 3, 4, 0):  # noqa: B007
+        try:
+            start(config, "stopped")
+        except Preempted as error:
+            found["said"].append(str(error))
+        preemption._terminated = False
+        found["said"].append(calls.take())
+    Rollout.generate = generate  # type: ignore[method-assign]
+    stopped = state_of(RunFolder(Path(replace(config, name="stopped").run_dir)))
+    found["stopped"] = stopped | {"updates": updates.take()}
+    return found
+
+
 def config_of(model: str, data: str, folder: Path, **settings: Any) -> TrainConfig:
     config = train_config(model, checkpointing__save_period=1, checkpointing__keep_last=STEPS, **settings)
     return replace(config, data=replace(config.data, path=data), output_dir=str(folder))
@@ -101,7 +134,7 @@ def config_of(model: str, data: str, folder: Path, **settings: Any) -> TrainConf
 
 def main() -> None:
     arguments, folder = read_arguments()
-    case = {"edges": edges, "crash": crash}[arguments["case"]]
+    case = {"edges": edges, "crash": crash, "stopped": stopped}[arguments["case"]]
     write_result(folder, case(arguments["model"], arguments["data"], folder))
 
 

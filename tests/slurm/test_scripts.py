@@ -42,7 +42,12 @@ def test_the_first_task_to_fail_leaves_its_status(tmp_path: Path) -> None:
 def in_job(folder: Path, program: str, **site: str | Path) -> subprocess.CompletedProcess[str]:
     """Run shell code after `slurm/job.sh`, as job 7 does; requeueing only says so."""
     (folder / "slurm").mkdir(exist_ok=True)
-    settings = {"CONTAINER_IMAGE": "", "CONTAINER_MOUNTS": "", "REQUEUE_AFTER_SECONDS": 600} | site
+    settings = {
+        "CONTAINER_IMAGE": "",
+        "CONTAINER_MOUNTS": "",
+        "REQUEUE_AFTER_SECONDS": 600,
+        "REQUEUE_FAILURES": 3,
+    } | site
     (folder / "site.env").write_text("".join(f"export {key}={value}\n" for key, value in settings.items()))
     job = {"SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "job", "SITE": "site.env"}
     code = f'scontrol() {{ echo "scontrol $*"; }}; source {ROOT}/slurm/job.sh; {program}'
@@ -89,6 +94,20 @@ def test_a_job_goes_back_into_the_queue_where_that_helps(
     done = in_job(tmp_path, program, ENVIRONMENT="venv")
     assert ("scontrol requeue 7" in done.stdout) == again, done.stdout
     assert again or done.returncode == (first or status)
+    assert [path.name for path in (tmp_path / "slurm").iterdir()] == (["job-7.failures"] if again else [])
+
+
+def test_a_job_that_fails_again_and_again_does_not_go_back(tmp_path: Path) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "activate").touch()
+
+    def goes_back(status: int, seconds: int) -> bool:
+        program = f"trap 'conclude $?' EXIT; SECONDS={seconds}; exit {status}"
+        return "scontrol requeue 7" in in_job(tmp_path, program, ENVIRONMENT="venv").stdout
+
+    assert [goes_back(1, 9000), goes_back(75, 9)] == [True, True]
+    assert goes_back(75, 9000), "it had saved in good time"
+    assert [goes_back(1, 9000), goes_back(75, 9), goes_back(137, 9000)] == [True, True, False]
     assert list((tmp_path / "slurm").iterdir()) == []
 
 
