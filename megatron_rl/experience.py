@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch.distributed as dist
 
@@ -23,6 +23,7 @@ from verifiers.remote import open_pool
 from verifiers.tasks import CodeTask, MathTask
 from verifiers.verdict import Result, Verdict
 
+T = TypeVar("T")
 OnProgress = Callable[[str, int, int], None]
 """(phase, samples done, samples in all)."""
 
@@ -125,6 +126,7 @@ class ExperienceMaker:
         expected_lengths: Sequence[float] = (),
         known: Sequence[ScoredSample] = (),
         keep: Callable[[ScoredSample], None] = lambda sample: None,
+        only_text: bool = False,
     ) -> Experience:
         """Generate and verify; called by all ranks together.
 
@@ -135,6 +137,8 @@ class ExperienceMaker:
             expected_lengths: of the responses to each prompt, in tokens; the longest start first. Empty: in order.
             known: on the main rank, samples of an earlier start that are not made again.
             keep: given every new sample of this rank the moment it has its verdict, by any thread.
+            only_text: drop tokens and log-probs, of which an evaluation has billions, and give no rank but the main one
+                the samples of the others.
 
         Raises:
             RunStopped: an engine dies again and again, or a sample cannot be kept.
@@ -160,6 +164,8 @@ class ExperienceMaker:
         def on_sample(sample: Sample) -> None:
             if lost:
                 raise RunStopped(f"samples cannot be kept: {lost[0]}; make room and start the same command again")
+            if only_text:
+                sample = sample.without_tokens()
             samples.append(sample)
             verdict = self._verify(problems[sample.request.prompt_index], sample)
             verdict.add_done_callback(partial(try_to_keep, sample))
@@ -195,9 +201,7 @@ class ExperienceMaker:
         scored += known
         verified = time.monotonic()
         mine = (scored, None if self._pool is None else self._pool.metrics(), *self._rollout.take_recoveries())
-        everyone = [mine] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
-        parts, pools, restarts, recoveries = zip(*everyone, strict=True)
+        parts, pools, restarts, recoveries = zip(*_gathered(mine, on_all=not only_text), strict=True)
         return Experience(
             samples=sorted(
                 (s for part in parts for s in part), key=lambda s: (s.prompt_index, s.sample.request.sample_index)
@@ -221,6 +225,17 @@ class ExperienceMaker:
             done.set_result(Result(Verdict.NO_ANSWER, None, 0.0, "truncated"))
             return done
         return self._pool.submit(verification_task(problem, sample.text, self._config))
+
+
+def _gathered(mine: T, on_all: bool) -> list[T]:
+    """Of all ranks; without `on_all` elsewhere than on the main one nothing but a rank's own."""
+    everyone = [mine] * dist.get_world_size()
+    if on_all:
+        dist.all_gather_object(everyone, mine)
+        return everyone
+    is_main = dist.get_rank() == 0
+    dist.gather_object(mine, everyone if is_main else None)
+    return everyone if is_main else [mine]
 
 
 def verification_task(problem: Problem, response: str, config: VerifierConfig) -> MathTask | CodeTask:

@@ -47,7 +47,7 @@ def grpo_step(stage: Stage, step: int) -> dict[str, float]:
     prompt_set = stage.train_set.take(indices)
     _check_infra_errors(experience, config, step)
     samples = verified(experience)
-    stage.lengths |= mean_by_problem(indices, experience.samples, lambda sample: len(sample.sample.tokens))
+    stage.lengths |= mean_by_problem(indices, experience.samples, lambda sample: sample.sample.length)
     stage.pass_rates |= mean_by_problem(indices, samples, lambda sample: sample.reward)
     rewards = sample_rewards(samples, config, generation.max_new_tokens)
     advantages = sample_advantages(samples, rewards, config)
@@ -208,7 +208,7 @@ def experience_metrics(experience: Experience, advantages: Sequence[float]) -> d
     """Metrics of generation and verification over all samples of the step."""
     samples = experience.samples
     verdicts = Counter(sample.result.verdict for sample in samples)
-    lengths = [len(sample.sample.tokens) for sample in samples]
+    lengths = [sample.sample.length for sample in samples]
     seconds = sorted(sample.result.seconds for sample in samples if not sample.sample.truncated)
     scored = [sample.reward for sample in samples if sample.result.verdict is not Verdict.INFRA_ERROR]
     return {

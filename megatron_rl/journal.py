@@ -111,7 +111,7 @@ def _tensors(experience: Experience) -> dict[str, np.ndarray]:
                 "prompt_index": scored.prompt_index,
                 "sample_index": scored.sample.request.sample_index,
                 "seed": scored.sample.request.seed,
-                "length": len(scored.sample.tokens),
+                "length": scored.sample.length,
                 "text": scored.sample.text,
                 "truncated": scored.sample.truncated,
                 "policy_version": scored.sample.policy_version,
@@ -155,6 +155,7 @@ def _experience(tensors: dict[str, np.ndarray], prompts: Sequence[Sequence[int]]
         request = SampleRequest(prompt, record["sample_index"], tuple(prompts[prompt]), record["seed"])
         sample = Sample(
             request=request,
+            length=record["length"],
             tokens=tuple(tokens[begin:end]),
             log_probs=tuple(log_probs[begin:end]),
             text=record["text"],

@@ -18,7 +18,8 @@ from megatron_rl.processes import LAUNCHER_VARIABLE, die_with_parent
 from megatron_rl.sockets import LOOPBACK, tcp_store
 
 T = TypeVar("T")
-_LONGEST_WAIT_MINUTES = 4 * 60
+LONGEST_WAIT_MINUTES = 4 * 60
+"""Of a rank for another, which nobody calls a hang: the longest deadline that there is, and some more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def setup_parallel(config: TrainConfig) -> Parallel:
     # The watch, which can tell who is missing, is to speak before a collective gives up; and what may take longer than
     # that, an export say, while the others wait for it in one, has a deadline of its own.
     watched = config.cluster.timeout_minutes + config.cluster.heartbeat_timeout_seconds / 60
-    minutes = max(watched, _LONGEST_WAIT_MINUTES)
+    minutes = max(watched, LONGEST_WAIT_MINUTES)
     timeout = timedelta(minutes=minutes)
     dist.init_process_group(device.collective_backend, timeout=timeout, rank=rank, world_size=world)
     parallel_state.initialize_model_parallel(

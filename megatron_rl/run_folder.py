@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,9 +157,18 @@ def read_object(text: str, place: str) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either whole or not there."""
+    _write(path, [text])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """`write_text` of lines, which may be more than memory holds."""
+    _write(path, (f"{line}\n" for line in lines))
+
+
+def _write(path: Path, pieces: Iterable[str]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

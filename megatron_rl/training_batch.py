@@ -18,8 +18,7 @@ def sample_rewards(samples: Sequence[ScoredSample], config: GRPOConfig, max_new_
     if buffer == 0:
         return [sample.reward for sample in samples]
     return [
-        sample.reward
-        + config.overlong_buffer_penalty * overlong_penalty(len(sample.sample.tokens), max_new_tokens, buffer)
+        sample.reward + config.overlong_buffer_penalty * overlong_penalty(sample.sample.length, max_new_tokens, buffer)
         for sample in samples
     ]
 
@@ -80,7 +79,7 @@ def to_sequences(
     if not kept:
         return []
     weights = token_weights(
-        [len(sample.sample.tokens) for sample, _ in kept],
+        [sample.sample.length for sample, _ in kept],
         [sample.prompt_index for sample, _ in kept],
         config.loss_normalizer,
         max_new_tokens,

@@ -73,7 +73,7 @@ def sample_record(
         "advantage": advantage,
         "extracted": sample.result.extracted,
         "detail": sample.result.detail,
-        "response_tokens": len(sample.sample.tokens),
+        "response_tokens": sample.sample.length,
         "truncated": sample.sample.truncated,
         "policy_version": sample.sample.policy_version,
     }

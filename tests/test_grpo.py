@@ -49,7 +49,7 @@ def scored(
     prompt: int, verdict: Verdict, length: int = 3, seconds: float = 0.5, truncated: bool = False
 ) -> ScoredSample:
     request = SampleRequest(prompt_index=prompt, sample_index=0, prompt_tokens=(7, 8), seed=1)
-    sample = Sample(request, tuple(range(length)), tuple([-1.0] * length), "text", truncated, policy_version=0)
+    sample = Sample(request, length, tuple(range(length)), tuple([-1.0] * length), "text", truncated, policy_version=0)
     return ScoredSample(sample, Result(verdict, None, seconds, "detail"))
 
 

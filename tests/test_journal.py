@@ -44,6 +44,7 @@ def experience(texts: tuple[str, ...] = ("one", "two")) -> Experience:
         ScoredSample(
             Sample(
                 SampleRequest(i % 2, i // 2, tuple(PROMPTS[i % 2]), seed=7 * i),
+                length=i + 1,
                 tokens=tuple(range(i, 2 * i + 1)),
                 log_probs=tuple(-1 / (3 + token) for token in range(i, 2 * i + 1)),
                 text=text,

@@ -25,7 +25,7 @@ class Letters:
 def scored(prompt: int, sample: int, log_probs: list[float]) -> ScoredSample:
     request = SampleRequest(prompt_index=prompt, sample_index=sample, prompt_tokens=(7, 8), seed=1)
     tokens = tuple(range(len(log_probs)))
-    made = Sample(request, tokens, tuple(log_probs), "text", truncated=False, policy_version=5)
+    made = Sample(request, len(tokens), tokens, tuple(log_probs), "text", truncated=False, policy_version=5)
     return ScoredSample(made, Result(Verdict.WRONG, None, 0.1, "detail"))
 
 

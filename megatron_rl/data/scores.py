@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_rl.data.problems import Problem, read_jsonl
 from megatron_rl.errors import InputError
-from megatron_rl.run_folder import write_text
+from megatron_rl.run_folder import write_lines
 
 _MAX_LENGTH = 2.0**40
 
@@ -68,7 +68,7 @@ def write_scores(
         {"id": problems[place].id, "pass_rate": pass_rates[place], "length_mean": lengths[place]}
         for place in sorted(pass_rates.keys() & lengths.keys())
     )
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(path, (json.dumps(row) for row in rows))
 
 
 def _up_to(most: float, value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_rl.data.tiny_code import CodeProblem, all_code_problems
 from megatron_rl.data.tiny_math import MathProblem, draw_math
-from megatron_rl.run_folder import write_text
+from megatron_rl.run_folder import write_lines
 
 MATH_TRAIN, CODE_SFT, HELD_OUT = 4000, 400, 200
 CAREFUL_FRACTION = 0.35
@@ -75,4 +75,4 @@ def _code_row(
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(path, (json.dumps(row) for row in rows))

@@ -30,7 +30,7 @@ from megatron_rl.evaluation.benchmarks import Benchmark
 from megatron_rl.evaluation.figures import figures_of, problem_figures
 from megatron_rl.evaluation.table import markdown_table
 from megatron_rl.rollout.samples import Sampling
-from megatron_rl.run_folder import RunFolder, write_json, write_text
+from megatron_rl.run_folder import RunFolder, write_json, write_lines, write_text
 
 if TYPE_CHECKING:
     from megatron_rl.evaluation.journal import EvaluationJournal
@@ -253,7 +253,7 @@ def _collect(
     is_main: bool,
     maker: "ExperienceMaker",
 ) -> "Experience":
-    """All samples of a benchmark, those of earlier starts among them."""
+    """All samples of a benchmark, those of earlier starts among them, on the main rank."""
     import torch.distributed as dist
 
     from megatron_rl.progress import Progress
@@ -276,6 +276,7 @@ def _collect(
             show,
             known=known,
             keep=(lambda sample: None) if journal is None else journal.keep,
+            only_text=True,
         )
     if journal is not None:
         journal.close()
@@ -288,11 +289,11 @@ def _join(config: EvaluationConfig) -> "Parallel":
     import torch.distributed as dist
 
     from megatron_rl.device import bind_stores, setup_device
-    from megatron_rl.parallel import Parallel
+    from megatron_rl.parallel import LONGEST_WAIT_MINUTES, Parallel
 
     rank, world, local = (int(os.environ.get(key, default)) for key, default in _PLACE)
     device = setup_device(config.cluster.device, local)
-    timeout = timedelta(minutes=config.cluster.timeout_minutes)
+    timeout = timedelta(minutes=LONGEST_WAIT_MINUTES)  # for the others' last samples, say
     store = dist.HashStore() if world == 1 else None
     bind_stores()
     dist.init_process_group("gloo", timeout=timeout, rank=rank, world_size=world, store=store)
@@ -307,7 +308,7 @@ def _write(out: Path, experience: "Experience", prompt_set: "PromptSet", figures
 
     out.mkdir(parents=True, exist_ok=True)
     records = (sample_record(sample, prompt_set, 0, "evaluation") for sample in experience.samples)
-    write_text(out / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_lines(out / "samples.jsonl", (json.dumps(record) for record in records))
     scores = problem_figures(experience, prompt_set.problems)
-    write_text(out / "problems.jsonl", "".join(json.dumps(score) + "\n" for score in scores))
+    write_lines(out / "problems.jsonl", (json.dumps(score) for score in scores))
     write_json(out / "summary.json", figures)

@@ -32,7 +32,7 @@ def figures_of(experience: "Experience", problems: Sequence[Problem]) -> dict[st
         "pass_at": {str(k): pass_at_k(groups, k).value for k in _powers_of_two(fewest)},
         **({"majority": maj_at_k(groups, equivalent).value} if is_math else {}),
         "verdicts": dict(Counter(sample.result.verdict.value for sample in samples)),
-        "length_mean": statistics.fmean(len(sample.sample.tokens) for sample in samples),
+        "length_mean": statistics.fmean(sample.sample.length for sample in samples),
         "truncated_fraction": sum(sample.sample.truncated for sample in samples) / len(samples),
         "seconds": round(experience.generation_seconds + experience.verification_wait_seconds, 1),
     }
@@ -42,7 +42,7 @@ def problem_figures(experience: "Experience", problems: Sequence[Problem]) -> li
     """Of every problem with a sample that could be verified: what difficulty is told by."""
     lengths: dict[int, list[int]] = {}
     for sample in experience.samples:
-        lengths.setdefault(sample.prompt_index, []).append(len(sample.sample.tokens))
+        lengths.setdefault(sample.prompt_index, []).append(sample.sample.length)
     found = []
     for index, answers in answers_of(experience).items():
         is_math = problems[index].domain is Domain.MATH

@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,9 +45,8 @@ class EvaluationJournal:
         """
         found = {}
         for path in sorted(self._folder.glob("rank_*.jsonl")):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            first, *lines = text.split("\n")[:-1] or [self._asked]  # the last may be torn
-            if first != self._asked:
+            lines = _whole_lines(path)
+            if next(lines, self._asked) != self._asked:
                 raise InputError(
                     f"{path}: holds samples of another model, benchmark or setting; remove {self._folder}, or give "
                     "another --out"
@@ -86,13 +85,19 @@ class EvaluationJournal:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def _whole_lines(path: Path) -> Iterator[str]:
+    """All but the last one, where that is torn."""
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        yield from (line.removesuffix("\n") for line in file if line.endswith("\n"))
+
+
 def _record(scored: ScoredSample) -> dict[str, Any]:
     sample = scored.sample
     return {
         "prompt_index": scored.prompt_index,
         "sample_index": sample.request.sample_index,
         "seed": sample.request.seed,
-        "tokens": list(sample.tokens),
+        "length": sample.length,
         "text": sample.text,
         "truncated": sample.truncated,
         "result": asdict(scored.result),
@@ -103,7 +108,8 @@ def _sample(record: dict[str, Any], prompts: Sequence[Sequence[int]]) -> ScoredS
     prompt = record["prompt_index"]
     sample = Sample(
         request=SampleRequest(prompt, record["sample_index"], tuple(prompts[prompt]), record["seed"]),
-        tokens=tuple(record["tokens"]),
+        length=int(record["length"]),
+        tokens=(),
         log_probs=(),
         text=record["text"],
         truncated=record["truncated"],

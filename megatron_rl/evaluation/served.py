@@ -102,9 +102,11 @@ class ServedRollout:
         }
         chats = self._config.api is ServerApi.CHAT
         text, finish_reason = (self._chat if chats else self._complete)(request, asked, sampling.top_k)
+        tokens = tuple(self._tokenizer.encode(text, add_special_tokens=False))
         return Sample(
             request=request,
-            tokens=tuple(self._tokenizer.encode(text, add_special_tokens=False)),
+            length=len(tokens),
+            tokens=tokens,
             log_probs=(),
             text=text,
             truncated=finish_reason == "length",

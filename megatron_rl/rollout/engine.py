@@ -164,6 +164,7 @@ class Engine:
         (version,) = completion.weight_versions  # one sync is complete before the next request: never two versions
         return Sample(
             request=self._requests.pop(output.request_id),
+            length=len(tokens),
             tokens=tokens,
             log_probs=tuple(completion.logprobs.logprobs),
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),

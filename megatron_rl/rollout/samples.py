@@ -32,7 +32,8 @@ class Sample:
 
     Attributes:
         request: what was asked for.
-        tokens: response ids, the end-of-sequence token included.
+        length: of the response in tokens.
+        tokens: ids, the end-of-sequence token included; none where only the text counts.
         log_probs: of `tokens`, as the engine sampled them; the same length.
         text: `tokens` decoded, special tokens of the chat format left out.
         truncated: generation stopped at its token limit.
@@ -40,11 +41,16 @@ class Sample:
     """
 
     request: SampleRequest
+    length: int
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     text: str
     truncated: bool
     policy_version: int
+
+    def without_tokens(self) -> "Sample":
+        """The same but for tokens and log-probs, which take 72 bytes a token."""
+        return replace(self, tokens=(), log_probs=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,9 @@ def test_killed_and_started_again_it_has_each_sample_once(
         prompt = torch.tensor([encode_prompt(tokenizer, problem)])
         tokens: torch.Tensor = model.generate(prompt, do_sample=False, max_new_tokens=12)
         written = tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
-        assert [record["response"] for record in records[number * SAMPLES :][:SAMPLES]] == [written] * SAMPLES
+        own = records[number * SAMPLES :][:SAMPLES]
+        assert [record["response"] for record in own] == [written] * SAMPLES
+        assert [record["response_tokens"] for record in own] == [tokens.shape[1] - prompt.shape[1]] * SAMPLES
 
 
 def test_the_defaults_are_the_papers() -> None:
