@@ -15,7 +15,8 @@ from megatron_rl.cli_launch import launch
 from megatron_rl.cli_plan import plan
 from megatron_rl.cli_verify import app as verify_app
 from megatron_rl.errors import (
-    RESTART_EXIT_CODE,
+    INTERRUPTED_EXIT_CODE,
+    PREEMPTED_EXIT_CODE,
     STOPPED_EXIT_CODE,
     InputError,
     Preempted,
@@ -55,11 +56,11 @@ def main() -> None:
         raise SystemExit(STOPPED_EXIT_CODE) from None
     except RunInterrupted as error:
         print(f"megatron-rl: interrupted: {error}", file=sys.stderr)
-        raise SystemExit(RESTART_EXIT_CODE) from None
+        raise SystemExit(INTERRUPTED_EXIT_CODE) from None
     except Preempted as error:
         if os.environ.get("RANK") == "0":
             print(f"megatron-rl: {error}", file=sys.stderr)
-        raise SystemExit(RESTART_EXIT_CODE) from None
+        raise SystemExit(PREEMPTED_EXIT_CODE) from None
 
 
 @app.command()

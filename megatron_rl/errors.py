@@ -4,8 +4,10 @@ from converters.errors import one_line
 
 STOPPED_EXIT_CODE = 3
 """A guard found the run broken: no restart helps before a person has looked."""
-RESTART_EXIT_CODE = 75
-"""An expired deadline, a preemption, a machine that failed: start the same command again (EX_TEMPFAIL)."""
+PREEMPTED_EXIT_CODE = 75
+"""Told to stop, and saved: start the same command again (EX_TEMPFAIL)."""
+INTERRUPTED_EXIT_CODE = 76
+"""An expired deadline, a machine that failed: the same command carries on, but if it comes to this again and again."""
 
 
 class InputError(ValueError):
@@ -22,7 +24,7 @@ class RunStopped(RuntimeError):
 
 class RunInterrupted(RuntimeError):
     """The machine failed the run, not what the run does; the message is one line, and the same command carries on. The
-    CLI exits with 75."""
+    CLI exits with 76."""
 
 
 class Preempted(RuntimeError):

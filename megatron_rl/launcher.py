@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from megatron_rl.config.schema import TrainConfig
-from megatron_rl.errors import RESTART_EXIT_CODE, InputError
+from megatron_rl.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, InputError
 from megatron_rl.preemption import is_requested, note
 from megatron_rl.processes import LAUNCHER_VARIABLE
 from megatron_rl.run_folder import RunFolder
@@ -65,13 +65,15 @@ def run_ranks(config: TrainConfig, arguments: Sequence[str]) -> int:
     SIGUSR1 or SIGTERM is passed on to the ranks, which save and stop.
 
     Raises:
-        InputError: the recipe wants several nodes, which one machine cannot start.
+        InputError: the recipe wants several nodes, which one machine cannot start; or another start is at work.
     """
     if config.cluster.num_nodes > 1:
         raise InputError(
             f"cluster.num_nodes={config.cluster.num_nodes}: start a run over several nodes with srun or torchrun"
         )
     run = RunFolder(Path(config.run_dir))
+    with run.locked():  # or nothing is touched
+        pass
     logs = run.logs
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -140,10 +142,10 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], run: RunFolder, limit: flo
         statuses = [rank.poll() for rank in ranks]
         for number, status in enumerate(statuses):
             if status not in (None, 0):
-                if number != 0 and status != RESTART_EXIT_CODE:
+                if number != 0 and status not in (PREEMPTED_EXIT_CODE, INTERRUPTED_EXIT_CODE):
                     print(f"megatron-rl: rank {number} failed; see {run.logs / f'rank_{number}.log'}", file=sys.stderr)
                 _wait_for_the_others(ranks)
-                is_frozen = status == RESTART_EXIT_CODE and ranks[0].poll() is None
+                is_frozen = status == INTERRUPTED_EXIT_CODE and ranks[0].poll() is None
                 if is_frozen and run.verdict.is_file():  # which rank 0, who speaks to the terminal, cannot tell
                     print(f"megatron-rl: {run.verdict.read_text(encoding='utf-8')}", end="", file=sys.stderr)
                 return status if status > 0 else 128 - status
@@ -154,7 +156,7 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], run: RunFolder, limit: flo
         if time.monotonic() - first_end > limit:
             late = ", ".join(str(number) for number, status in enumerate(statuses) if status is None)
             print(f"megatron-rl: {limit:.0f} s after others had ended not yet: rank {late}", file=sys.stderr)
-            return RESTART_EXIT_CODE
+            return INTERRUPTED_EXIT_CODE
         time.sleep(_POLL_SECONDS)
 
 

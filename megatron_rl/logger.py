@@ -5,7 +5,8 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -47,32 +48,44 @@ class MetricsLogger:
             RunStopped: it cannot be written.
         """
         values = {name: float(metrics[name]) for name in sorted(metrics)}
-        try:
+        with self._refusals():
             self._file.write(_to_json({"step": step, "time": round(time.time(), 3)} | values) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise RunStopped(f"{self._path}: {error}; make room, and start the same command again") from error
         self._show(step, values)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def complete(self, metrics: dict[str, float]) -> None:
-        """Put metrics into the last line, which lacks them."""
+        """Put metrics into the last line, which lacks them.
+
+        Raises:
+            RunStopped: it cannot be written.
+        """
         *lines, last = self._path.read_text(encoding="utf-8").splitlines()
         line = read_object(last, str(self._path))
         values = {name: float(metrics[name]) for name in sorted(metrics)}
         rest = {name: value for name, value in line.items() if name not in ("step", "time")} | values
         line = {"step": line["step"], "time": line["time"]} | {name: rest[name] for name in sorted(rest)}
-        self._file.close()
-        _write_lines(self._path, (f"{one}\n" for one in (*lines, _to_json(line))))
-        self._file = self._path.open("a", encoding="utf-8")
+        with self._refusals():
+            _write_lines(self._path, (f"{one}\n" for one in (*lines, _to_json(line))))
+            self._file.close()
+            self._file = self._path.open("a", encoding="utf-8")
         self._show(line["step"], values)
+        if self._wandb is not None:
+            self._wandb.log(values, commit=False)  # with the next step's: it takes none for one that is past
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunStopped(f"{self._path}: {error}; make room, and start the same command again") from error
 
     def _show(self, step: int, values: dict[str, float]) -> None:
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
             self._tensorboard.flush()
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
 
     def log_samples(self, file_name: str, records: list[dict[str, Any]]) -> None:
         """Write `samples/<file_name>.jsonl`, one line per record, all or nothing; an older one is replaced."""
@@ -80,7 +93,8 @@ class MetricsLogger:
 
     def close(self) -> None:
         """Flush and close everything; W&B waits for its upload here."""
-        self._file.close()
+        with suppress(OSError):  # a line that could not be written, of which `log` told
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

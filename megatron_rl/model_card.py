@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.run_folder import RunFolder
 
+MODEL_CARD = "README.md"
 _SHOWN = ("validation/", "train/reward", "train/loss", "train/entropy", "generation/length_mean")
 
 

@@ -1,6 +1,7 @@
 """Ranks and their groups: `torch.distributed` and Megatron's parallel state."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -12,7 +13,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_rl.config.schema import TrainConfig
 from megatron_rl.device import DeviceSetup, bind_stores, setup_device
-from megatron_rl.errors import InputError, Preempted
+from megatron_rl.errors import InputError, Preempted, RunStopped
 from megatron_rl.preemption import is_requested
 from megatron_rl.processes import LAUNCHER_VARIABLE, die_with_parent
 from megatron_rl.sockets import LOOPBACK, tcp_store
@@ -121,6 +122,23 @@ def broadcast_object(value: T | None, source: int = 0) -> T:
     received = box[0]
     assert received is not None
     return received
+
+
+def by_main(act: Callable[[], None]) -> None:
+    """Have the main rank do something; called by all ranks together.
+
+    Raises:
+        InputError, RunStopped: on all of them, if it does on that one.
+    """
+    failure = None
+    if dist.get_rank() == 0:
+        try:
+            act()
+        except (InputError, RunStopped) as error:
+            failure = error
+    (failure,) = broadcast_object((failure,))
+    if failure is not None:
+        raise failure
 
 
 def shared_store(parallel: Parallel) -> dist.TCPStore:

@@ -12,7 +12,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from megatron_rl.config.loader import compose, parse_overrides, refusals, save_config, to_config
 from megatron_rl.config.schema import TrainConfig
-from megatron_rl.errors import RESTART_EXIT_CODE, InputError
+from megatron_rl.errors import PREEMPTED_EXIT_CODE, InputError
 from megatron_rl.launcher import run_ranks
 from megatron_rl.preemption import is_requested
 from megatron_rl.preflight import check_data, preflight
@@ -144,13 +144,14 @@ def run_pipeline(pipeline: PipelineConfig, stages: Sequence[TrainConfig]) -> int
         folder = RunFolder(Path(config.run_dir))
         if folder.summary.is_file():
             continue
-        folder.path.mkdir(parents=True, exist_ok=True)
+        with folder.locked():  # or nothing is touched
+            pass
         save_config(config, folder.config)
         preflight(config)
         status = run_ranks(config, ["train", str(folder.config)])
         if status == 0 and config is not stages[-1] and is_requested():
             print(f"megatron-rl: told to stop after stage {config.name}; start the same command again", file=sys.stderr)
-            status = RESTART_EXIT_CODE
+            status = PREEMPTED_EXIT_CODE
         if status != 0:
             return status
     summaries = [json.loads(RunFolder(Path(config.run_dir)).summary.read_text(encoding="utf-8")) for config in stages]

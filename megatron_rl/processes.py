@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from megatron_rl.errors import RESTART_EXIT_CODE
+from megatron_rl.errors import INTERRUPTED_EXIT_CODE
 from megatron_rl.pulse import tick
 
 _PR_SET_PDEATHSIG = 1
@@ -37,13 +37,13 @@ def die_with_parent(parent: int | None = None) -> None:
 def deadline(seconds: float, waiting_for: str) -> Iterator[None]:
     """End this process with one clear line and all stacks if the block takes longer than `seconds`.
 
-    A wait inside native code cannot be interrupted by an exception, so the process exits with `RESTART_EXIT_CODE`.
+    A wait inside native code cannot be interrupted by an exception, so the process exits with `INTERRUPTED_EXIT_CODE`.
     """
 
     def expire() -> None:
         print(f"megatron-rl: gave up after {seconds:.0f} s: {waiting_for}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
-        os._exit(RESTART_EXIT_CODE)
+        os._exit(INTERRUPTED_EXIT_CODE)
 
     timer = threading.Timer(seconds, expire)
     timer.daemon = True

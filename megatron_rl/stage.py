@@ -31,10 +31,11 @@ from megatron_rl.experience import ExperienceMaker
 from megatron_rl.export import BackgroundExport
 from megatron_rl.journal import StepJournal
 from megatron_rl.logger import MetricsLogger
-from megatron_rl.parallel import Parallel, broadcast_object, leave_parallel, setup_parallel
+from megatron_rl.parallel import Parallel, broadcast_object, by_main, leave_parallel, setup_parallel
 from megatron_rl.policy.kernels import kernels_in_use
 from megatron_rl.policy.model import Architecture
 from megatron_rl.policy.policy import Policy
+from megatron_rl.processes import deadline
 from megatron_rl.progress import Progress
 from megatron_rl.pulse import tick
 from megatron_rl.rollout.rollout import Rollout
@@ -146,11 +147,11 @@ def open_stage(config: TrainConfig) -> Iterator[Stage]:
     """
     run = RunFolder(Path(config.run_dir))
     with ExitStack() as stack:
-        parallel = setup_parallel(config)
-        stack.callback(leave_parallel)
-        if parallel.is_main:
-            stack.enter_context(run.locked())
-        stack.enter_context(watch(parallel, run, config.cluster))
+        with deadline(config.cluster.timeout_minutes * 60, "the other ranks, at the start"):  # before they are watched
+            parallel = setup_parallel(config)
+            stack.callback(leave_parallel)
+            by_main(lambda: stack.enter_context(run.locked()))
+            stack.enter_context(watch(parallel, run, config.cluster))
         folder = _model_folder(config, run, parallel)
         tokenizer = load_tokenizer(folder)
         train_set, responses = _training_data(config, tokenizer)

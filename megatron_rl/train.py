@@ -22,8 +22,8 @@ from megatron_rl.data.scores import write_scores
 from megatron_rl.errors import Preempted, RunStopped
 from megatron_rl.grpo import grpo_step
 from megatron_rl.guards import Records, guarded_update
-from megatron_rl.model_card import model_card
-from megatron_rl.parallel import any_rank, broadcast_object, stop_if_preempted
+from megatron_rl.model_card import MODEL_CARD, model_card
+from megatron_rl.parallel import any_rank, broadcast_object, by_main, stop_if_preempted
 from megatron_rl.policy.batch import TrainSequence
 from megatron_rl.preemption import is_requested
 from megatron_rl.rollout.rollout import Rollout
@@ -68,13 +68,20 @@ def validate_first(stage: Stage) -> None:
     if step == 0:
         report_step(stage, 0, validate(stage, 0))
     else:
-        (line,) = broadcast_object([line for line in stage.run.metric_lines() if line["step"] == step]) or [{}]
-        if not any(name.startswith("validation/") for name in line):
+        lines = broadcast_object([line for line in stage.run.metric_lines() if line["step"] == step])
+        if lines and not any(name.startswith("validation/") for name in lines[-1]):
             metrics = validate(stage, step)
-            if stage.logger is not None:
-                stage.logger.complete(metrics)
+            by_main(partial(_complete, stage, step, metrics))
     stage.timings.clear()
     stage.memory.clear()
+
+
+def _complete(stage: Stage, step: int, metrics: dict[str, float]) -> None:
+    """Line and card of a step that was saved before it was validated."""
+    assert stage.logger is not None
+    stage.logger.complete(metrics)
+    card = stage.run.checkpoint(step) / MODEL_CARD
+    card.write_text(model_card(stage.config, stage.run, step), encoding="utf-8")
 
 
 def validation_is_due(stage: Stage, step: int) -> bool:
@@ -218,10 +225,19 @@ def finish_save(stage: Stage) -> None:
 
 
 def report_step(stage: Stage, step: int, metrics: dict[str, float]) -> None:
-    """Write and show a step's metrics, on the main rank."""
-    if stage.logger is not None and stage.progress is not None:
+    """Write and show a step's metrics.
+
+    Raises:
+        RunStopped: on all ranks, if they cannot be written.
+    """
+
+    def report() -> None:
+        assert stage.logger is not None
+        assert stage.progress is not None
         stage.logger.log(step, metrics)
         stage.progress.step(step, metrics)
+
+    by_main(report)
 
 
 def _timings(stage: Stage, tokens: float) -> dict[str, float]:

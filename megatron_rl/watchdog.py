@@ -9,8 +9,8 @@ made no progress, and where that stands. Another judges what came from there:
 - a rank without progress is STUCK, unless it waits for others. Rank 0 sees that.
 
 The time that a process was asleep itself (a job suspended as a whole) counts for nothing. After a verdict every rank
-that can writes the stacks of its threads, and ends with `RESTART_EXIT_CODE`. The rest is killed by whoever started it:
-our launcher, `torchrun`, `srun --kill-on-bad-exit`.
+that can writes the stacks of its threads, and ends with `INTERRUPTED_EXIT_CODE`. The rest is killed by whoever started
+it: our launcher, `torchrun`, `srun --kill-on-bad-exit`.
 """
 
 import faulthandler
@@ -31,7 +31,7 @@ import torch.distributed as dist
 
 from megatron_rl import pulse
 from megatron_rl.config.schema import ClusterConfig
-from megatron_rl.errors import RESTART_EXIT_CODE
+from megatron_rl.errors import INTERRUPTED_EXIT_CODE
 from megatron_rl.parallel import Parallel, shared_store
 from megatron_rl.run_folder import RunFolder
 
@@ -165,7 +165,7 @@ class _Watchman:
 
     def _end(self, verdict: str) -> None:
         """End this process, whatever becomes of files on the way."""
-        timer = threading.Timer(_GRACE_SECONDS + 2 * self._period, os._exit, (RESTART_EXIT_CODE,))
+        timer = threading.Timer(_GRACE_SECONDS + 2 * self._period, os._exit, (INTERRUPTED_EXIT_CODE,))
         timer.start()
         self._say(verdict)
         if self._rank == 0:

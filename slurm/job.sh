@@ -32,15 +32,15 @@ conclude() {
   rm -f "$first"
   case $status in
     0) rm -f "$failures" && echo "done after $SECONDS s" && exit 0 ;;
-    75) ;; # saved, before the time limit; or hung
+    75 | 76) ;; # saved, before the time limit; hung
     2 | 3) echo "status $status: not again, see above" && exit "$status" ;; # bad input; a guard
     *) ((SECONDS >= REQUEUE_AFTER_SECONDS)) || { echo "status $status after $SECONDS s: not again" && exit "$status"; } ;;
   esac
-  if ((status == 75 && SECONDS >= REQUEUE_AFTER_SECONDS)); then
+  if ((status == 75)); then
     rm -f "$failures"
   else
     echo "status $status after $SECONDS s" >>"$failures"
-    (($(wc -l <"$failures") < REQUEUE_FAILURES)) || { cat "$failures" && rm "$failures" && echo "not again" && exit "$status"; }
+    (($(wc -l <"$failures") < ${REQUEUE_FAILURES:-10})) || { cat "$failures" && rm "$failures" && echo "not again" && exit "$status"; }
   fi
   echo "status $status after $SECONDS s: back into the queue"
   scontrol requeue "$SLURM_JOB_ID"

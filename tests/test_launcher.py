@@ -81,7 +81,7 @@ def test_a_rank_that_does_not_end_when_the_others_have_is_not_waited_for(
 ) -> None:
     ranks = [subprocess.Popen(["sleep", seconds]) for seconds in ("0", "60")]
     try:
-        assert _wait(ranks, RunFolder(tmp_path), limit=1.0) == 75
+        assert _wait(ranks, RunFolder(tmp_path), limit=1.0) == 76
         assert "1 s after others had ended not yet: rank 1" in capfd.readouterr().err
     finally:
         ranks[1].kill()
@@ -150,8 +150,7 @@ def test_a_run_told_to_stop_saves_and_the_same_command_carries_on(recipe: Path) 
 
 def test_a_run_told_to_stop_while_its_ranks_start_does_so(recipe: Path) -> None:
     process = train(recipe)
-    ranks = eventually(lambda: [one for one in children(process.pid) if "megatron_rl" in one], PATIENCE_SECONDS)
-    assert ranks
+    assert eventually(lambda: sum("megatron_rl" in one for one in children(process.pid)) == 2, PATIENCE_SECONDS)
     process.send_signal(signal.SIGTERM)
     _, output = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 75, output

@@ -74,6 +74,9 @@ def test_a_line_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
         try:
             with pytest.raises(RunStopped, match=r"metrics\.jsonl: \[Errno 27\] File too large; make room"):
                 log.log(2, {"train/loss": 0.2})
+            with pytest.raises(RunStopped, match=r"metrics\.jsonl: \[Errno 27\] File too large; make room"):
+                log.complete({"validation/accuracy": 0.5, "filler": 1})
+            log.close()  # which writes what is left
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert steps(tmp_path)[0] == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rl.errors import RESTART_EXIT_CODE
+from megatron_rl.errors import INTERRUPTED_EXIT_CODE
 from megatron_rl.processes import LAUNCHER_VARIABLE, deadline
 from megatron_rl.rollout.vllm_plugin import ENGINE_VARIABLE
 
@@ -41,7 +41,7 @@ with deadline(0.5, "rank 3: weight sync 7"):
     begin = time.monotonic()
     process = python(code)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == RESTART_EXIT_CODE == 75
+    assert process.returncode == INTERRUPTED_EXIT_CODE == 76
     assert stderr.splitlines()[0].startswith("megatron-rl: gave up after ")
     assert "rank 3: weight sync 7" in stderr.splitlines()[0]
     assert "Traceback" not in stderr.splitlines()[0]

@@ -18,7 +18,7 @@ from test_launcher import recipe, train
 from waiting import eventually
 
 from megatron_rl import pulse
-from megatron_rl.errors import RESTART_EXIT_CODE
+from megatron_rl.errors import INTERRUPTED_EXIT_CODE
 from megatron_rl.run_folder import RunFolder
 from megatron_rl.watchdog import AwakeClock, Beat, frozen_verdict, stuck_verdict
 
@@ -144,7 +144,7 @@ def statuses_of(fault: str, folder: Path) -> list[int]:
 
 
 def test_a_rank_in_an_endless_loop_is_named_and_all_leave_their_stacks(tmp_path: Path) -> None:
-    assert statuses_of("loop", tmp_path) == [RESTART_EXIT_CODE, RESTART_EXIT_CODE]
+    assert statuses_of("loop", tmp_path) == [INTERRUPTED_EXIT_CODE, INTERRUPTED_EXIT_CODE]
     verdict = RunFolder(tmp_path / "run").verdict.read_text()
     assert verdict.startswith("rank 1 has made no progress for ")
     assert " s in summing: at watched.py:" in verdict
@@ -159,7 +159,7 @@ def test_a_rank_in_an_endless_loop_is_named_and_all_leave_their_stacks(tmp_path:
 @pytest.mark.long
 @pytest.mark.rare
 def test_a_rank_that_cannot_run_its_own_threads_is_named_and_its_stacks_are_there(tmp_path: Path) -> None:
-    assert statuses_of("native", tmp_path) == [RESTART_EXIT_CODE, -signal.SIGKILL]
+    assert statuses_of("native", tmp_path) == [INTERRUPTED_EXIT_CODE, -signal.SIGKILL]
     verdict = RunFolder(tmp_path / "run").verdict.read_text()
     assert verdict.startswith("no sign of rank 1 for ")
     assert "in third_step" in (RunFolder(tmp_path / "run").stacks / "rank_1.txt").read_text()
@@ -168,7 +168,7 @@ def test_a_rank_that_cannot_run_its_own_threads_is_named_and_its_stacks_are_ther
 @pytest.mark.long
 @pytest.mark.rare
 def test_ranks_that_wait_for_each_other_are_named(tmp_path: Path) -> None:
-    assert statuses_of("other", tmp_path) == [RESTART_EXIT_CODE, RESTART_EXIT_CODE]
+    assert statuses_of("other", tmp_path) == [INTERRUPTED_EXIT_CODE, INTERRUPTED_EXIT_CODE]
     verdict = RunFolder(tmp_path / "run").verdict.read_text()
     assert verdict.startswith("no rank has made progress for ")
     assert "; rank 0 in all_reduce (summing, " in verdict
@@ -201,7 +201,7 @@ def test_a_run_survives_being_suspended_and_names_a_rank_that_freezes(recipe: Pa
         assert eventually(run.verdict.is_file, PATIENCE_SECONDS)
         print(f"rank {frozen} was named after {time.monotonic() - begin:.1f} s")
         _, output = process.communicate(timeout=PATIENCE_SECONDS)
-        assert process.returncode == RESTART_EXIT_CODE
+        assert process.returncode == INTERRUPTED_EXIT_CODE
         said = run.verdict.read_text()
         assert said.startswith(f"no sign of rank {frozen} for ")
         assert output.count(f"megatron-rl: {said}") == 1, output
@@ -286,7 +286,7 @@ def test_a_rank_that_freezes_in_any_phase_of_a_step_is_named(model_folders: dict
         said = run.verdict.read_text()
         seconds = run.verdict.stat().st_mtime - note.stat().st_mtime
         print(f"{phase:16} {said.partition(' for ')[0]:20} named after {seconds:4.1f} s", flush=True)
-        assert process.returncode == RESTART_EXIT_CODE, output
+        assert process.returncode == INTERRUPTED_EXIT_CODE, output
         assert said.startswith(f"no sign of rank {rank} for ")
         assert f"(rank {rank} last seen in {phase} at " in said
         assert f"megatron-rl: {said}" in output

@@ -81,26 +81,48 @@ def find_damage(checkpoint: Path) -> str | None:
     """Compare a checkpoint with its checksums, each rank a part of the files; what is wrong with it, on all ranks.
 
     Raises:
-        RunInterrupted: on all ranks, if one cannot read it, which may be that rank's own trouble.
+        RunInterrupted: on all ranks, if one cannot read it, or finds it damaged where the main rank does not: that may
+            be its own trouble.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    damage = trouble = None
+    everyone: list[_Finding | None] = [None] * ranks
+    dist.all_gather_object(everyone, _examine(checkpoint, rank, ranks))
+    # Where one cannot read, what it and others find counts for nothing.
+    found = min((one for one in everyone if one is not None), key=lambda one: one.is_damage, default=None)
+    if found is None:
+        return None
+    if found.is_damage:
+        (main,) = broadcast_object((_examine(checkpoint, 0, 1) if rank == 0 else None,))
+        if main is not None and main.is_damage:
+            return main.reason
+    raise RunInterrupted(
+        f"{found.finder}: {found.reason}; see to the file system of that host, and start the same command again"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What is wrong with a checkpoint, or with who looks at it."""
+
+    finder: str
+    reason: str
+    is_damage: bool
+
+
+def _examine(checkpoint: Path, part: int, parts: int) -> _Finding | None:
+    """One of so many parts of the files."""
+    finder = f"rank {dist.get_rank()} on {socket.gethostname()}"
     try:
         manifest = read_manifest(checkpoint)
         if not isinstance(manifest.get("step"), int):
             raise DamagedCheckpoint(f"{checkpoint / 'manifest.json'}: says no step")
         files = sorted(manifest.get("files", {}).items())
-        check_files(checkpoint, dict(files[rank::ranks]))
+        check_files(checkpoint, dict(files[part::parts]))
     except DamagedCheckpoint as error:
-        damage = str(error)
+        return _Finding(finder, str(error), is_damage=True)
     except (UnreadableCheckpoint, OSError) as error:
-        trouble = f"rank {rank} on {socket.gethostname()}: {checkpoint}: {error}"
-    everyone: list[tuple[str | None, str | None]] = [(None, None)] * ranks
-    dist.all_gather_object(everyone, (damage, trouble))
-    for _, found in everyone:
-        if found is not None:
-            raise RunInterrupted(f"{found}; see to its file system, and start the same command again")
-    return next((found for found, _ in everyone if found is not None), None)
+        return _Finding(finder, f"{checkpoint}: {error}", is_damage=False)
+    return None
 
 
 def _load(checkpoint: Path, policy: Policy, updates_per_step: int) -> int:

@@ -24,6 +24,7 @@ from megatron_rl.checkpoint.background import BackgroundWrite, WriterLost, witho
 from megatron_rl.checkpoint.reader import HISTORY, Manifest
 from megatron_rl.device import keep_write_results
 from megatron_rl.errors import RunInterrupted, RunStopped
+from megatron_rl.model_card import MODEL_CARD
 from megatron_rl.parallel import Parallel, any_rank
 from megatron_rl.policy.policy import Policy
 from megatron_rl.run_folder import RunFolder, write_json
@@ -93,7 +94,7 @@ class CheckpointWriter:
             if self._parallel.is_main:
                 (folder / HF_FILES).mkdir()
                 copy_other_files(model, folder / HF_FILES)
-                (folder / "README.md").write_text(card, encoding="utf-8")
+                (folder / MODEL_CARD).write_text(card, encoding="utf-8")
                 write_json(folder / HISTORY, dict(history))
         manifest = Manifest(step, seed, self._parallel.layout, policy.has_scaling)
         self._pending = _Pending(manifest, request, BackgroundWrite(request))

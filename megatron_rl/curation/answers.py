@@ -25,11 +25,12 @@ class LongAnswer(Step):
 class UnreadableAnswer(Step):
     """References that the verifier cannot read, since only the same text would meet them, or that are none."""
 
-    PLACEHOLDERS = frozenset({"proof", "notfound", "na", "none", "nan", "null", "error", "unknown", "seesolution"})
+    PLACEHOLDERS = frozenset({"proof", "notfound", "none", "nan", "null", "error", "unknown", "seesolution"})
     """By letters and digits. NuminaMath 1.5 has the first two words, and not only where a proof is asked for."""
 
     def why_not(self, candidate: Candidate) -> str | None:
         answer = candidate.problem.answer or ""
-        is_none = re.sub(r"\\text\w*|[^a-z0-9]", "", answer.lower()) in self.PLACEHOLDERS
+        words = re.sub(r"\\text\w*|[^a-z0-9]", "", answer.lower())
+        is_none = words in self.PLACEHOLDERS or re.fullmatch(r"\W*n/a\W*", answer, re.IGNORECASE)
         reason = "no answer" if is_none else why_unreadable(answer)
         return reason and f"{answer!r:.{_SHOWN_CHARACTERS}}: {reason}"

@@ -290,13 +290,15 @@ def _join(config: EvaluationConfig) -> "Parallel":
 
     from megatron_rl.device import bind_stores, setup_device
     from megatron_rl.parallel import LONGEST_WAIT_MINUTES, Parallel
+    from megatron_rl.processes import deadline
 
     rank, world, local = (int(os.environ.get(key, default)) for key, default in _PLACE)
     device = setup_device(config.cluster.device, local)
     timeout = timedelta(minutes=LONGEST_WAIT_MINUTES)  # for the others' last samples, say
     store = dist.HashStore() if world == 1 else None
     bind_stores()
-    dist.init_process_group("gloo", timeout=timeout, rank=rank, world_size=world, store=store)
+    with deadline(config.cluster.timeout_minutes * 60, "the other processes, at the start"):
+        dist.init_process_group("gloo", timeout=timeout, rank=rank, world_size=world, store=store)
     return Parallel(rank, world, tp=1, tp_rank=0, pp=1, pp_rank=0, dp=world, dp_rank=rank, device=device)
 
 

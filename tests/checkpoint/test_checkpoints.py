@@ -63,7 +63,13 @@ def test_a_rank_that_cannot_read_says_nothing_of_the_checkpoint(job: tuple[Path,
     folder, result = job
     found = result["unreadable"]
     assert re.match(rf"rank 1 on \S+: {folder}/unreadable/checkpoints/step_4: \[Errno 5\] Input/output", found["error"])
-    assert found["error"].endswith("see to its file system, and start the same command again")
+    assert found["error"].endswith("see to the file system of that host, and start the same command again")
+    assert found["left"] == ["step_2", "step_4"]
+
+
+def test_what_the_main_rank_does_not_find_is_no_damage(job: tuple[Path, dict[str, Any]]) -> None:
+    found = job[1]["stale"]
+    assert re.match(r"rank 1 on \S+: step_4/x.distcp: is missing; see to the file system of that host", found["error"])
     assert found["left"] == ["step_2", "step_4"]
 
 

@@ -97,6 +97,7 @@ def test_passed(step: Step, statement: str) -> None:
         (UnreadableAnswer(), r"$\text{Not found.}$", True),
         (UnreadableAnswer(), "N/A", True),
         (UnreadableAnswer(), "waterproof", False),
+        (UnreadableAnswer(), "n+a", False),
     ],
 )
 def test_answers(step: Step, answer: str, is_left_out: bool) -> None:

@@ -16,7 +16,7 @@ from ranks import read_arguments, write_result
 from saving import save_checkpoint
 from tiny import step_sequences, train_config
 
-from converters.manifest import MANIFEST
+from converters.manifest import MANIFEST, DamagedCheckpoint
 from megatron_rl.algorithms.losses import sft_loss
 from megatron_rl.checkpoint import background, reader
 from megatron_rl.checkpoint.reader import resume
@@ -113,23 +113,23 @@ class Cases:
             background._write = write
         return {}
 
-    def unreadable(self) -> dict[str, Any]:
-        """For one rank."""
-        run = RunFolder(self.folder / "unreadable")
+    def for_one_rank(self, name: str, error: Exception) -> dict[str, Any]:
+        """Looking at the files it has this error."""
+        run = RunFolder(self.folder / name)
         if self.parallel.is_main:
             shutil.copytree(self.saved.path, run.path)
         dist.barrier()
         check_files = reader.check_files
 
         def fail(*_: Any) -> None:
-            raise OSError(errno.EIO, "Input/output error")
+            raise error
 
         if not self.parallel.is_main:
             reader.check_files = fail
         try:
             return self.carried_on(run)
-        except RunInterrupted as error:
-            return {"error": str(error), "left": names(run)}
+        except RunInterrupted as interrupted:
+            return {"error": str(interrupted), "left": names(run)}
         finally:
             reader.check_files = check_files
 
@@ -183,7 +183,8 @@ def main() -> None:
         result[damage.__name__] = cases.damaged(damage.__name__, damage)
     result["all damaged"] = cases.damaged("all_damaged", flip_a_byte, also_first=True)
     result["unwritable"] = cases.unwritable()
-    result["unreadable"] = cases.unreadable()
+    result["unreadable"] = cases.for_one_rank("unreadable", OSError(errno.EIO, "Input/output error"))
+    result["stale"] = cases.for_one_rank("stale", DamagedCheckpoint("step_4/x.distcp: is missing"))
     result["writer killed"] = cases.writer_killed()
     if cases.parallel.is_main:
         write_result(folder, result)
