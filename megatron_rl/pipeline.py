@@ -136,7 +136,6 @@ def run_pipeline(pipeline: PipelineConfig, stages: Sequence[TrainConfig]) -> int
         0, or the exit status of the stage that failed.
     """
     root = Path(pipeline.output_dir) / pipeline.name
-    root.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     for config in stages:
         check_data(config)

@@ -91,10 +91,14 @@ class RunFolder:
         """Within the block no other start works in the folder; on a file system without locks nobody can tell.
 
         Raises:
-            InputError: another one does.
+            InputError: another one does, or the folder cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a")  # noqa: SIM115
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error}; correct output_dir, or its rights") from error
+        with file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those that it forks
             except (BlockingIOError, PermissionError):  # POSIX allows for both

@@ -65,6 +65,13 @@ with RunFolder(Path({str(run.path)!r})).locked():
         pass
 
 
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = "file/run: cannot be written: .*; correct output_dir, or its rights"
+    with pytest.raises(InputError, match=message), RunFolder(tmp_path / "file" / "run").locked():
+        pass
+
+
 def test_a_checkpoint_is_found_by_itself_and_by_its_run(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     first, last = add_checkpoint(run, 1), add_checkpoint(run, 10)
