@@ -216,10 +216,11 @@ def wait(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
 
 
 def left_over(folder: Path) -> list[str]:
-    """Processes of the pipeline's that still run after a while."""
+    """Processes of the pipeline's that still run after a while: orphans, whose launcher has ended."""
     limit = time.monotonic() + PATIENCE_SECONDS
     while True:
-        found = [text for process in psutil.process_iter() if (text := _of(folder, process))]
+        own = set(psutil.Process().children(recursive=True))  # such as a test's, which may work in the same folder
+        found = [text for process in psutil.process_iter() if process not in own and (text := _of(folder, process))]
         if not found or time.monotonic() > limit:
             return found
         time.sleep(0.2)
