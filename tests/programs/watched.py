@@ -5,8 +5,8 @@ Arguments: `frozen_seconds`, `stuck_seconds`, `fault` (what rank 1 does in the t
 - `loop`: it never comes back from a function in Python;
 - `native`: nor from one that holds the interpreter's lock;
 - `other`: it waits for something else than the others do;
-- `patient`: for longer than `stuck_seconds` it waits with a deadline of its own, then for rank 0, which makes progress;
-  all end well.
+- `patient`: for longer than `stuck_seconds` it waits with a deadline of its own, then for rank 0, which makes progress,
+  then rank 0 for it, which has a deadline of its own, for longer than a watched wait may last; all end well.
 
 Rank 0's result: the pids.
 """
@@ -41,8 +41,8 @@ def wait_natively() -> None:
         ctypes.PyDLL(None).pthread_mutex_lock(lock)
 
 
-def be_patient(rank: int, seconds: float) -> None:
-    """Neither rank makes progress for long; then only rank 0 does."""
+def be_patient(rank: int, seconds: float, watched_seconds: float) -> None:
+    """Neither rank makes progress for long; then only rank 0 does; then it waits for rank 1 in a collective."""
     with deadline(10 * seconds, "nothing"):
         time.sleep(2 * seconds)
     limit = time.monotonic() + 2 * seconds
@@ -52,11 +52,15 @@ def be_patient(rank: int, seconds: float) -> None:
             time.sleep(0.05)
         else:
             await_others(0.05)
+    if rank == 1:
+        with deadline(10 * watched_seconds, "nothing"):
+            time.sleep(1.5 * watched_seconds)
 
 
 def third_step(fault: str, rank: int, arguments: dict[str, Any]) -> None:
     if fault == "patient":
-        be_patient(rank, arguments["stuck_seconds"])
+        stuck, frozen = arguments["stuck_seconds"], arguments["frozen_seconds"]
+        be_patient(rank, stuck, stuck + frozen)
     elif rank == 1 and fault == "loop":
         spin()
     elif rank == 1 and fault == "native":
@@ -67,12 +71,13 @@ def third_step(fault: str, rank: int, arguments: dict[str, Any]) -> None:
 
 def main() -> None:
     arguments, folder = read_arguments()
-    parallel = setup_parallel(train_config("unused", cluster__gpus_per_node=2))
+    config = train_config("unused", cluster__gpus_per_node=2)
     cluster = replace(
-        train_config("unused").cluster,
+        config.cluster,
         heartbeat_timeout_seconds=arguments["frozen_seconds"],
         timeout_minutes=arguments["stuck_seconds"] / 60,
     )
+    parallel = setup_parallel(replace(config, cluster=cluster))
     with watch(parallel, RunFolder(folder / "run"), cluster):
         pids = [0, 0]
         dist.all_gather_object(pids, os.getpid())
