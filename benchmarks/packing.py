@@ -11,12 +11,10 @@ of the 7B model, attention included. Three ways to make micro-batches of them:
     ours         `megatron_rl.policy.packing.pack`, by cost
 
 All ranks run the same number of micro-batches, so a rank whose tokens fill 4.1 of them runs 5, and with few of them on
-a rank 98% is out of any packing's reach. `possible` is the efficiency with the fewest micro-batches that there can be:
-the tokens over the budget, or Martello and Toth's bound, since two samples above half the budget never share one,
-rounded up to the same number on every rank. The target is for steps with a margin to it: half a point more is possible,
-and a rank has 60 micro-batches or more, of which one too many is no more than 1.7%. Of the others it is told how many
-stay below 98% where they need not. Nothing is padded in any case: one micro-batch more costs its overhead, not the work
-of a full one.
+a rank 98% is out of any packing's reach. `possible` is the efficiency with the fewest micro-batches that there can be,
+rounded up to the same number on every rank: by Martello and Toth's bound, and where that leaves open whether 98% is
+possible, by Gilmore and Gomory's. The target is 98% on one rank, and on more of them wherever it is possible. Nothing
+is padded in any case: one micro-batch more costs its overhead, not the work of a full one.
 
 Efficiencies are means over the draws; imbalance (the costliest rank over the mean, less 1) and CPU seconds are the
 worst of all draws. The last line on standard output is JSON.
@@ -28,15 +26,14 @@ import math
 import random
 import statistics
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import accumulate
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from bin_packing import fewest, needs_more_than
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +46,6 @@ PROMPTS, RANKS, TRUNCATED = 128, (1, 8, 16, 32), (0.1, 0.3)
 BETWEEN_PROMPTS, WITHIN_GROUP = 0.5, 0.5
 RECIPE = Path("recipes/7b/math_8k.yaml")
 MIN_EFFICIENCY, MAX_IMBALANCE, MAX_SECONDS = 0.98, 0.03, 1.0
-MIN_POSSIBLE, MIN_MICRO_BATCHES = 0.985, 60
 
 
 @dataclass(frozen=True)
@@ -80,21 +76,6 @@ def draw_lengths(task: Task, truncated: float, seed: int) -> tuple[int, ...]:
         shares = [math.exp(own + rng.gauss(0, WITHIN_GROUP)) for _ in range(task.group)]
         lengths += [prompt + max(1, round(task.limit * min(1.0, share))) for share in shares]
     return tuple(lengths)
-
-
-def fewest(sizes: Sequence[int], budget: int) -> int:
-    """Micro-batches that any packing needs at least (Martello and Toth's second bound)."""
-    ascending = sorted(sizes)
-    sums = [0, *accumulate(ascending)]
-    half = bisect_right(ascending, budget // 2)
-
-    def needed(small: int) -> int:
-        """Without what is below `small`: samples above half the budget have one each, the rest goes between them."""
-        alone, start = bisect_right(ascending, budget - small), bisect_left(ascending, small)
-        room = (alone - half) * budget - (sums[alone] - sums[half])
-        return len(ascending) - half + max(0, -(-(sums[half] - sums[start] - room) // budget))
-
-    return max(map(needed, {0, *ascending[:half]}))
 
 
 def in_order(lengths: Sequence[int], members: Sequence[int], budget: int) -> list[list[int]]:
@@ -157,13 +138,11 @@ WAYS: dict[str, Callable[[tuple[int, ...], int, int, SequenceCost], Packing]] = 
 
 def measure(task: Task, truncated: float, budget: int, ranks: int, cost: SequenceCost, draws: int) -> dict[str, Any]:
     """One row of the table."""
-    possible: list[tuple[int, float]] = []
+    drawn = [draw_lengths(task, truncated, seed) for seed in range(draws)]
+    tokens = [[min(length, budget) for length in lengths] for lengths in drawn]
+    least = [-(-fewest(sizes, budget) // ranks) for sizes in tokens]
     found: dict[str, list[tuple[int, float, float, float]]] = {name: [] for name in WAYS}
-    for seed in range(draws):
-        lengths = draw_lengths(task, truncated, seed)
-        sizes = [min(length, budget) for length in lengths]
-        least = -(-fewest(sizes, budget) // ranks)
-        possible.append((least, sum(sizes) / (least * ranks * budget)))
+    for lengths in drawn:
         for name, way in WAYS.items():
             begin = time.process_time()
             packing = way(lengths, budget, ranks, cost)
@@ -172,45 +151,54 @@ def measure(task: Task, truncated: float, budget: int, ranks: int, cost: Sequenc
             row = (len(packing[0]), metrics["packing_efficiency"], metrics["dp_imbalance"], seconds)
             found[name].append(row)
     result: dict[str, Any] = {"task": task.name, "truncated": truncated, "budget": budget, "dp": ranks}
-    counts, efficiencies = zip(*possible, strict=True)
-    result["possible"] = {
-        "micro_batches": round(statistics.fmean(counts), 2),
-        "efficiency": round(statistics.fmean(efficiencies), 4),
-    }
     for name, rows in found.items():
         counts, efficiencies, imbalances, seconds = zip(*rows, strict=True)
         result[name] = {
             "micro_batches": round(statistics.fmean(counts), 2),
-            "most_above_possible": max(count - least for count, (least, _) in zip(counts, possible, strict=True)),
             "efficiency": round(statistics.fmean(efficiencies), 4),
             "imbalance": round(max(imbalances), 4),
             "seconds": round(max(seconds), 3),
         }
+    result["possible"] = efficiency_with(least, tokens, budget * ranks)
+    for draw, (count, *_) in enumerate(found["ours"]):
+        if falls_short(result) and count > least[draw]:
+            known = [batch for part in ours(drawn[draw], budget, ranks, cost) for batch in part]
+            least[draw] += needs_more_than(least[draw] * ranks, tokens[draw], budget, known)
+            result["possible"] = efficiency_with(least, tokens, budget * ranks)
     return result
 
 
-def has_margin(row: dict[str, Any]) -> bool:
-    """To the target of efficiency, as the module says."""
-    possible = row["possible"]
-    return possible["efficiency"] >= MIN_POSSIBLE and possible["micro_batches"] >= MIN_MICRO_BATCHES
+def efficiency_with(counts: Sequence[int], tokens: Sequence[Sequence[int]], room: int) -> dict[str, float]:
+    """Means over the draws, with that many micro-batches on each rank, which have so much room together."""
+    efficiencies = [sum(sizes) / (count * room) for count, sizes in zip(counts, tokens, strict=True)]
+    return {
+        "micro_batches": round(statistics.fmean(counts), 2),
+        "efficiency": round(statistics.fmean(efficiencies), 4),
+    }
 
 
 def falls_short(row: dict[str, Any]) -> bool:
-    """Below the target of efficiency, which is possible."""
+    """Below the target of efficiency, which may be possible."""
     return row["ours"]["efficiency"] < MIN_EFFICIENCY <= row["possible"]["efficiency"]
 
 
 def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    with_margin = [row for row in rows if has_margin(row)]
-    efficiency = min(row["ours"]["efficiency"] for row in with_margin)
+    alone = min(row["ours"]["efficiency"] for row in rows if row["dp"] == 1)
     imbalance = max(row["ours"]["imbalance"] for row in rows)
     seconds = max(row["ours"]["seconds"] for row in rows)
+    short = sum(map(falls_short, rows))
     return [
         {
-            "name": f"packing efficiency in the {len(with_margin)} of {len(rows)} cases with a margin",
+            "name": "packing efficiency on one rank, any case",
             "target": f">= {MIN_EFFICIENCY:.0%}",
-            "measured": efficiency,
-            "met": efficiency >= MIN_EFFICIENCY,
+            "measured": alone,
+            "met": alone >= MIN_EFFICIENCY,
+        },
+        {
+            "name": f"of all {len(rows)} cases below {MIN_EFFICIENCY:.0%} where that may be possible",
+            "target": "0",
+            "measured": short,
+            "met": short == 0,
         },
         {
             "name": "imbalance of cost, any case and draw",
@@ -241,7 +229,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['possible']['efficiency']:.1%}",
             *(f"{row[name]['efficiency']:.1%}" for name in WAYS),
             *(f"{row[name]['imbalance']:.2%}" for name in WAYS),
-            style="bold" if has_margin(row) else None,
+            style="bold" if row["ours"]["efficiency"] >= MIN_EFFICIENCY else None,
         )
     console.print(table)
 
@@ -253,7 +241,7 @@ def main() -> None:
     console = Console(stderr=True)
     _, hf_config = load_stage(RECIPE, [], None, None)
     cost = forward_flops(model_shape(hf_config, vocab_divisor=1))
-    with console.status("half a minute"):
+    with console.status("some minutes"):
         rows = [
             measure(task, truncated, budget, ranks, cost, arguments.draws)
             for task in TASKS
@@ -265,10 +253,7 @@ def main() -> None:
     found = targets(rows)
     for row in found:
         console.print(f"{'yes' if row['met'] else 'NO ':3} {row['name']}: {row['measured']} ({row['target']})")
-    short = sum(map(falls_short, rows))
-    console.print(f"    cases below {MIN_EFFICIENCY:.0%} where it is possible: {short} of {len(rows)}")
     report = {"benchmark": "packing", "versions": {"megatron-rl": version("megatron-rl")}, "draws": arguments.draws}
-    report |= {"fall_short": short}
     print(json.dumps(report | {"cases": rows, "targets": found, "targets_met": all(row["met"] for row in found)}))
 
 

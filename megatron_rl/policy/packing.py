@@ -1,14 +1,13 @@
 """Which sequence goes to which micro-batch of which data-parallel rank. Lengths and costs only: no torch.
 
-    lengths -> micro-batches, as few as fit -> dealt out -> exchanges -> ranks of one cost, with as many micro-batches
-               and evenly filled
+    lengths -> micro-batches, as few as are found -> dealt out -> exchanges -> ranks of one cost, with as many of them
 
 A rank waits for the others at the end of a step, and all run the same number of micro-batches. Everything is arithmetic
 of integers in a fixed order, so every rank finds the same by itself.
 """
 
-import heapq
-from bisect import bisect_left, bisect_right, insort
+import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
@@ -18,9 +17,16 @@ Packing = tuple[tuple[tuple[int, ...], ...], ...]
 """By data-parallel rank and micro-batch: the indices of its sequences."""
 Members = list[int]
 """The same of one micro-batch, while it is put together."""
+Filled = tuple[int, Members]
+"""With its tokens."""
 
 PACKING_METRICS = ("packing_efficiency", "dp_imbalance", "shared_prompt_tokens")
 
+_TRIES = 400
+"""Ways to fill one micro-batch of which the best is taken."""
+_REFILLS, _EMPTIEST, _OTHERS = 600, 4, 12
+_ROOMS = (0.1, 0.5)
+"""Parts of the room that is there on average by which micro-batches may be fuller than the mean, to be even."""
 _NEAR = 1000
 """Ranks are left as they are where none costs more than the mean by above one part in this."""
 
@@ -66,83 +72,84 @@ def shared_prompt_tokens(prompts: Iterable[Sequence[int]]) -> int:
 
 
 def _micro_batches(sizes: Sequence[int], budget: int, multiple: int) -> list[Members]:
-    """As few as best fit needs, or fewer, rounded up to a multiple; evenly filled, where exchanges find such a way."""
-    batches = _best_fit(sizes, budget)
-    batches += [[] for _ in range(-len(batches) % multiple if batches else multiple)]
-    low, high = max(1, -(-sum(sizes) // (budget * multiple))), len(batches) // multiple
-    while low <= high:
-        middle = (low + high) // 2
-        even = _spread(sizes, budget, middle * multiple)
-        if even is None:
-            low = middle + 1
-        else:
-            batches, high = even, middle - 1
-    return batches
+    """As few as first fit needs, or fewer, rounded up to a multiple; filled evenly, where they have room for that."""
+    everything = range(len(sizes))
+    least = multiple * max(1, -(-sum(sizes) // (budget * multiple)))
+    filled = min((_fill(everything, sizes, budget, tries) for tries in (1, _TRIES)), key=len)
+    filled = _refill(filled, sizes, budget, least)
+    count = multiple * max(1, -(-len(filled) // multiple))
+    mean = -(-sum(sizes) // count)
+    for room in _ROOMS:
+        evenly = _fill(everything, sizes, mean + int((budget - mean) * room))
+        if len(evenly) <= count:
+            filled = evenly
+            break
+    return [members for _, members in filled] + [[] for _ in range(count - len(filled))]
 
 
-def _best_fit(sizes: Sequence[int], budget: int) -> list[Members]:
-    """The longest first, each into the micro-batch with the least room that holds it."""
-    batches: list[Members] = []
-    rooms: list[tuple[int, int]] = []  # ascending, with the micro-batch
-    for index in _descending(sizes):
-        place = bisect_left(rooms, (sizes[index], -1))
-        if place == len(rooms):
-            rooms.append((budget, len(batches)))
-            batches.append([])
-        room, number = rooms.pop(place)
-        batches[number].append(index)
-        insort(rooms, (room - sizes[index], number))
-    return batches
+def _refill(filled: list[Filled], sizes: Sequence[int], budget: int, least: int) -> list[Filled]:
+    """Empty the ones with most room and some others, and fill them again, time after time, until `least` are left.
 
-
-def _spread(sizes: Sequence[int], budget: int, count: int) -> list[Members] | None:
-    """The longest first, each into the emptiest micro-batch; then exchanges bring all within the budget, or None."""
-    batches: list[Members] = [[] for _ in range(count)]
-    emptiest = [(0, number) for number in range(count)]
-    for index in _descending(sizes):
-        filled, number = emptiest[0]
-        batches[number].append(index)
-        heapq.heapreplace(emptiest, (filled + sizes[index], number))
-    return batches if _keep_budget(batches, sizes, budget) else None
-
-
-def _keep_budget(batches: list[Members], sizes: Sequence[int], budget: int) -> bool:
-    """Exchange sequences of the micro-batches above the budget for shorter ones of others that have room.
-
-    Each time that pair which differs least of those that are enough, else that which differs most.
-
-    Returns:
-        Whether all are within the budget now.
+    What comes of it stays if it is fewer, or leaves the room in fewer of them: by the sum of squares of their tokens.
     """
-    filled = [sum(sizes[i] for i in batch) for batch in batches]
-    home = {i: number for number, batch in enumerate(batches) for i in batch}
-    ascending = _descending(sizes)[::-1]
+    choose = random.Random(0)
+    for _ in range(_REFILLS):
+        if len(filled) <= least:
+            break
+        filled.sort()
+        with_room = sum(tokens < budget for tokens, _ in filled)
+        others = range(_EMPTIEST, with_room)
+        places = {*range(min(_EMPTIEST, with_room)), *choose.sample(others, min(_OTHERS, len(others)))}
+        old = [filled[place] for place in places]
+        new = _fill((i for _, members in old for i in members), sizes, budget)
+        if (len(new), -_squares(new)) <= (len(old), -_squares(old)):
+            filled = [one for place, one in enumerate(filled) if place not in places] + new
+    return filled
 
-    def shorter(i: int, excess: int, most_room: int) -> Iterator[tuple[int, int, int]]:
-        """The next to `excess` on either side, as (difference, i, j)."""
-        place = bisect_right(ascending, sizes[i] - excess, key=sizes.__getitem__)
-        for outwards in reversed(ascending[:place]), ascending[place:]:
-            for j in outwards:
-                difference = sizes[i] - sizes[j]
-                if not 0 < difference <= max(excess, most_room):
-                    break
-                if filled[home[j]] + difference <= budget:
-                    yield difference, i, j
-                    break
 
-    for number, batch in enumerate(batches):
-        while (excess := filled[number] - budget) > 0:
-            most_room = budget - min(filled)
-            pairs = [pair for i in batch for pair in shorter(i, excess, most_room)]
-            if not pairs:
-                return False
-            enough = [pair for pair in pairs if pair[0] >= excess]
-            difference, i, j = min(enough) if enough else max(pairs)
-            _swap(batch, i, batches[home[j]], j)
-            filled[number] -= difference
-            filled[home[j]] += difference
-            home[i], home[j] = home[j], home[i]
-    return True
+def _squares(filled: Iterable[Filled]) -> int:
+    return sum(tokens**2 for tokens, _ in filled)
+
+
+def _fill(members: Iterable[int], sizes: Sequence[int], budget: int, tries: int = _TRIES) -> list[Filled]:
+    """One micro-batch after the other: the longest sequence left, and with it what fills it best."""
+    left = sorted(members, key=lambda i: (sizes[i], -i))
+    left_sizes = [sizes[i] for i in left]
+    filled: list[Filled] = []
+    while left:
+        places = _fullest(left_sizes, budget, tries)
+        filled.append((sum(left_sizes[place] for place in places), [left[place] for place in places]))
+        for place in places:
+            del left[place], left_sizes[place]
+    return filled
+
+
+def _fullest(ascending: Sequence[int], budget: int, tries: int) -> list[int]:
+    """Places of the last of these sizes and of those that leave least room with it; in falling order.
+
+    Of ways in order of depth, always the largest first that fits: the first is first fit's. Of ways that leave the same
+    room the first is taken, since smaller ones are easier to place later.
+    """
+    chosen = [len(ascending) - 1]
+    room = budget - ascending[-1]
+    best, least = chosen, budget
+    for _ in range(tries):
+        while (place := bisect_right(ascending, room, 0, chosen[-1]) - 1) >= 0:
+            chosen.append(place)
+            room -= ascending[place]
+        if room < least:
+            best, least = chosen.copy(), room
+        while least > 0 and len(chosen) > 1:
+            place = chosen.pop()
+            room += ascending[place]
+            smaller = bisect_left(ascending, ascending[place], 0, place) - 1
+            if smaller >= 0 and not ascending[0] > room - ascending[smaller] >= least:
+                chosen.append(smaller)
+                room -= ascending[smaller]
+                break
+        else:
+            break
+    return best
 
 
 def _deal(batches: Iterable[Members], costs: Sequence[int], ranks: int) -> list[list[Members]]:

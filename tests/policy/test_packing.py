@@ -1,4 +1,4 @@
-"""Packing: nothing lost, nothing doubled, the budget kept, as few micro-batches as best fit needs, ranks alike."""
+"""Packing: nothing lost, nothing doubled, the budget kept, as few micro-batches as first fit needs, ranks alike."""
 
 import os
 import random
@@ -29,7 +29,7 @@ def even_lengths(seed: int, count: int) -> tuple[int, ...]:
     return tuple(rng.randint(1, 60) for _ in range(count))
 
 
-# Hypothesis' own lists are mostly short or of equal numbers, which need no exchanges.
+# Hypothesis' own lists are mostly short or of equal numbers, which are easily packed.
 lengths_tuples = st.lists(st.integers(1, 60), min_size=1, max_size=50).map(tuple) | st.builds(
     even_lengths, st.integers(), st.integers(10, 60)
 )
@@ -53,14 +53,12 @@ def loads(packing: Packing, lengths: Sequence[int], cost: SequenceCost) -> list[
     return [sum(cost.of(lengths[i]) for batch in part for i in batch) for part in packing]
 
 
-def best_fit_count(lengths: Sequence[int], budget: int) -> int:
-    """Micro-batches of the textbook's best fit, longest first."""
+def first_fit_count(lengths: Sequence[int], budget: int) -> int:
+    """Micro-batches of the textbook's first fit, longest first."""
     rooms: list[int] = []
     for length in sorted((min(length, budget) for length in lengths), reverse=True):
-        fitting = [room for room in rooms if room >= length]
-        if fitting:
-            rooms.remove(min(fitting))
-        rooms.append((min(fitting) if fitting else budget) - length)
+        place = next((n for n, room in enumerate(rooms) if room >= length), len(rooms))
+        rooms[place : place + 1] = [(rooms[place] if place < len(rooms) else budget) - length]
     return len(rooms)
 
 
@@ -80,13 +78,13 @@ def test_the_budget_is_kept_unless_a_single_sequence_is_longer(
 
 
 @given(case=cases)
-def test_ranks_have_the_same_number_of_micro_batches_and_no_more_than_best_fit_needs(
+def test_ranks_have_the_same_number_of_micro_batches_and_no_more_than_first_fit_needs(
     case: Case,
 ) -> None:
     lengths, budget, ranks, group, _ = case
     packing = pack(*case)
     counts = {len(part) for part in packing}
-    needed = -(-best_fit_count(lengths, budget) // (ranks * group)) * group
+    needed = -(-first_fit_count(lengths, budget) // (ranks * group)) * group
     assert len(packing) == ranks
     assert len(counts) == 1
     assert counts.pop() in range(group, needed + 1, group)
@@ -142,10 +140,18 @@ def test_attention_counts() -> None:
     assert loads(pack(lengths, 60, 2, 1, TOKENS), lengths, TOKENS) == [45, 45]
 
 
-def test_exchanges_fit_what_best_fit_does_not() -> None:
-    lengths = (7, 5, 3, 3, 2, 2)  # 7 3 | 5 3 2 | 2, and emptiest first 7 3 2 | 5 3 2, where a 3 must go for a 2
-    assert best_fit_count(lengths, 11) == 3
-    assert pack(lengths, 11) == (((0, 4, 5), (1, 2, 3)),)
+def test_the_fullest_micro_batches_fit_what_first_fit_does_not() -> None:
+    lengths = (12, 11, 6, 5, 3, 3)  # first fit: 12 6 | 11 5 3 | 3
+    assert first_fit_count(lengths, 20) == 3
+    assert pack(lengths, 20) == (((0, 3, 4), (1, 2, 5)),)
+
+
+def test_micro_batches_filled_anew_fit_what_one_after_the_other_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = log_normal_lengths(19, 400)
+    needed = -(-sum(lengths) // 16384)
+    assert len(pack(lengths, 16384)[0]) == needed
+    monkeypatch.setattr("megatron_rl.policy.packing._REFILLS", 0)
+    assert len(pack.__wrapped__(lengths, 16384)[0]) > needed
 
 
 def test_micro_batches_are_filled_evenly() -> None:
