@@ -3,7 +3,7 @@
     lengths -> micro-batches, as few as are found -> dealt out -> exchanges -> ranks of one cost, with as many of them
 
 A rank waits for the others at the end of a step, and all run the same number of micro-batches. Everything is arithmetic
-of integers in a fixed order, so every rank finds the same by itself.
+of integers in a fixed order, chance included, so every rank finds the same by itself.
 """
 
 import random
@@ -25,6 +25,7 @@ PACKING_METRICS = ("packing_efficiency", "dp_imbalance", "shared_prompt_tokens")
 _TRIES = 400
 """Ways to fill one micro-batch of which the best is taken."""
 _REFILLS, _EMPTIEST, _OTHERS = 600, 4, 12
+"""How often some are filled anew; how many of those with most room, and of the others."""
 _ROOMS = (0.1, 0.5)
 """Parts of the room that is there on average by which micro-batches may be fuller than the mean, to be even."""
 _NEAR = 1000
