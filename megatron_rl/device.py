@@ -143,6 +143,8 @@ def engine_environment(device: DeviceSetup, cpus: Sequence[int], tensor_parallel
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         of_node = visible.split(",") if visible else [str(gpu) for gpu in range(first + tensor_parallel_size)]
         return common | {"CUDA_VISIBLE_DEVICES": ",".join(of_node[first : first + tensor_parallel_size])}
+    # Where a sample's attention is cut, and so its rounding, would depend on what is generated beside it.
+    common |= {"VLLM_CPU_ATTN_SPLIT_KV": "0"}
     if tensor_parallel_size == 1:
         return common | {"OMP_NUM_THREADS": str(len(cpus))}
     shares = [cpus[worker::tensor_parallel_size] or cpus for worker in range(tensor_parallel_size)]

@@ -246,6 +246,11 @@ def without_times(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not key.startswith(BY_THE_CLOCK)} for line in lines]
 
 
+def unequal(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two lines of metrics do not agree in."""
+    return {key: (a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
+
+
 def differences(whole: Pipeline, killed: Pipeline) -> list[str]:
     """Between two pipelines: in metrics, and in weights and optimizer by the checksums of the last checkpoints."""
     found = []
@@ -253,8 +258,9 @@ def differences(whole: Pipeline, killed: Pipeline) -> list[str]:
         a, b = whole.run(stage), killed.run(stage)
         if [line["step"] for line in a.metric_lines()] != [line["step"] for line in b.metric_lines()]:
             found.append(f"{stage}: steps missing or doubled")
-        elif without_times(a.metric_lines()) != without_times(b.metric_lines()):
-            found.append(f"{stage}: metrics")
+        else:
+            lines = zip(without_times(a.metric_lines()), without_times(b.metric_lines()), strict=True)
+            found += [f"{stage}: step {x['step']}: {unequal(x, y)}" for x, y in lines if x != y]
         files = [
             {name: entry for name, entry in read_manifest(run.checkpoints()[-1])["files"].items() if "distcp" in name}
             for run in (a, b)

@@ -8,6 +8,7 @@ holds what `test_rollout.py` compares; the weights of the last sync go to `expor
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,15 +34,18 @@ from megatron_rl.rollout.rollout import Rollout
 from megatron_rl.rollout.samples import Sample, Sampling
 from megatron_rl.rollout.weight_sync import QuantisedSource
 
-ROUNDS, SAMPLES, MAX_NEW_TOKENS = 3, 4, 24
+ROUNDS, SAMPLES, MAX_NEW_TOKENS = 3, 4, 64
 BUCKET_BYTES = 50_000  # below most tensors: every layer, and every fused parameter, comes in several buckets
 PROMPTS = [list(sequence.tokens[:30]) for sequence in random_sequences("prompts", 12, sft=True)]
 
 
-def generated(rollout: Rollout, parallel: Parallel, seed: str, temperature: float, samples: int) -> list[Sample]:
+def generated(
+    rollout: Rollout, parallel: Parallel, seed: str, temperature: float, samples: int, lengths: Sequence[float] = ()
+) -> list[Sample]:
     """All engines' samples, in order, on every rank."""
     mine: list[Sample] = []
-    rollout.generate(PROMPTS, samples, Sampling(temperature, 1.0, -1, MAX_NEW_TOKENS), seed, mine.append)
+    sampling = Sampling(temperature, 1.0, -1, MAX_NEW_TOKENS)
+    rollout.generate(PROMPTS, samples, sampling, seed, mine.append, expected_lengths=lengths)
     everyone: list[list[Sample]] = [[]] * parallel.world_size
     dist.all_gather_object(everyone, mine)
     return sorted(
@@ -60,7 +64,8 @@ def to_sequence(sample: Sample, position: int) -> TrainSequence:
 def one_round(policy: Policy, rollout: Rollout, parallel: Parallel, version: int) -> dict[str, Any]:
     rollout.sync(version)
     samples = generated(rollout, parallel, f"1/{version}", TEMPERATURE, SAMPLES)
-    again = generated(rollout, parallel, f"1/{version}", TEMPERATURE, SAMPLES)
+    last_first = range(len(PROMPTS))  # what is generated side by side is not the same
+    again = generated(rollout, parallel, f"1/{version}", TEMPERATURE, SAMPLES, last_first)
     other = generated(rollout, parallel, f"2/{version}", TEMPERATURE, SAMPLES)
     sequences = [to_sequence(sample, i) for i, sample in enumerate(samples)]
     before = policy.log_probs(sequences)
@@ -75,6 +80,7 @@ def one_round(policy: Policy, rollout: Rollout, parallel: Parallel, version: int
         "texts": [s.text for s in samples],
         "truncated": [s.truncated for s in samples],
         "rollout_log_probs": [s.log_probs for s in samples],
+        "rollout_log_probs_again": [s.log_probs for s in again],
         "policy_log_probs": before,
         "moved": max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)),
         "metrics": metrics,

@@ -25,7 +25,7 @@ LAUNCHES = {
     "pp2": {"tp": 1, "pp": 2, "engines": 2, "fault": "", "hang": True},
 }
 ROUNDS = range(3)
-MAX_NEW_TOKENS, TOLERANCE = 24, 1e-4
+MAX_NEW_TOKENS, TOLERANCE = 64, 1e-4
 PATIENCE_SECONDS = 20.0
 
 
@@ -112,9 +112,10 @@ def test_every_prompt_is_answered_in_full_once(launch: Launch, number: int) -> N
 
 
 @pytest.mark.parametrize("number", ROUNDS)
-def test_seeds_reproduce_samples(launch: Launch, number: int) -> None:
+def test_seeds_reproduce_samples_bit_for_bit_beside_others(launch: Launch, number: int) -> None:
     found = launch.result["rounds"][number]
     assert found["tokens_again"] == found["tokens"]
+    assert found["rollout_log_probs_again"] == found["rollout_log_probs"]
     assert found["tokens_of_another_seed"] != found["tokens"]
     assert len({tuple(tokens) for tokens in found["tokens"]}) == len(found["tokens"]), "samples of a group are alike"
 
