@@ -112,12 +112,18 @@ def test_every_prompt_is_answered_in_full_once(launch: Launch, number: int) -> N
 
 
 @pytest.mark.parametrize("number", ROUNDS)
-def test_seeds_reproduce_samples_bit_for_bit_beside_others(launch: Launch, number: int) -> None:
+def test_seeds_reproduce_samples(launch: Launch, number: int) -> None:
     found = launch.result["rounds"][number]
     assert found["tokens_again"] == found["tokens"]
-    assert found["rollout_log_probs_again"] == found["rollout_log_probs"]
     assert found["tokens_of_another_seed"] != found["tokens"]
     assert len({tuple(tokens) for tokens in found["tokens"]}) == len(found["tokens"]), "samples of a group are alike"
+
+
+@pytest.mark.parametrize("number", ROUNDS)
+@pytest.mark.parametrize("launch", ["tp2"], indirect=True)  # of several engines each takes what it is in time for
+def test_log_probs_do_not_depend_on_what_is_generated_beside_a_sample(launch: Launch, number: int) -> None:
+    found = launch.result["rounds"][number]
+    assert found["rollout_log_probs_again"] == found["rollout_log_probs"]
 
 
 @pytest.mark.parametrize("number", ROUNDS)
