@@ -3,7 +3,7 @@
 Megatron-Core names its device literally (`device="cuda"`, `torch.cuda.current_device()`, `tensor.cuda()`,
 `torch.cuda.FloatTensor`). On a machine without a GPU `setup_device` maps these names to the CPU, once per process;
 on CUDA it patches nothing of this. This is the only place that patches another library; the others of its patches are
-`bind_stores` and `keep_write_results`.
+`bind_stores` and `keep_write_results`. What it registers with vLLM, by vLLM's own means, is in `bind_activation`.
 """
 
 import importlib
@@ -34,6 +34,8 @@ _FP8_CAPABILITY = {
 _NO_MXFP8 = (12, 0)
 """From this one on it refuses MXFP8 again."""
 _BLOCKWISE_CUDA = (12, 9)
+_ROW_MULTIPLE = 8
+"""vLLM's CPU activation wants rows of a multiple of so many elements."""
 _INSTALL_TRANSFORMER_ENGINE = "pip install 'transformer-engine[pytorch]>=2.20,<2.21'"
 
 
@@ -94,6 +96,28 @@ def bind_stores() -> None:
     module.TCPStore = tcp_store
     if is_loopback(os.environ.get("MASTER_ADDR", LOOPBACK)):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def bind_activation() -> None:
+    """Have vLLM compute SwiGLU without a GPU by its own kernel, a row at a time. It would by torch's, which gives every
+    thread an equal share of all elements, and rounds the last ones of a share differently: a sample's log-probs would
+    depend on where in a batch it is. Called in an engine's processes, and again without effect."""
+    from vllm.model_executor.custom_op import op_registry_oot
+    from vllm.model_executor.layers.activation import SiluAndMul
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu() or SiluAndMul.__name__ in op_registry_oot:
+        return
+
+    @SiluAndMul.register_oot(name=SiluAndMul.__name__)
+    class RowwiseSiluAndMul(SiluAndMul):
+        def __init__(self, *, compile_native: bool = True) -> None:
+            super().__init__(compile_native=compile_native)
+            self.op = torch.ops._C.silu_and_mul
+
+        def forward_cpu(self, x: torch.Tensor) -> torch.Tensor:
+            is_vectorized = x.shape[-1] % (2 * _ROW_MULTIPLE) == 0
+            return self.forward_cuda(x) if is_vectorized else self.forward_native(x)
 
 
 def keep_write_results() -> None:

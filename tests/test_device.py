@@ -2,15 +2,22 @@
 
 import mmap
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE, Popen
 
 import pytest
+import torch
+from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+from vllm.model_executor.custom_op import op_registry_oot
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.platforms import current_platform
 
 from megatron_rl import device
 from megatron_rl.config.schema import Device, FP8Recipe
 from megatron_rl.device import (
     DeviceSetup,
+    bind_activation,
     check_fp8,
     engine_environment,
     missing_for_fp8,
@@ -39,6 +46,33 @@ def test_an_engine_has_the_gpus_from_its_leading_ranks_on(
 
 def test_workers_share_the_cores_evenly() -> None:
     assert engine_environment(CPU, [0, 1, 2, 3], 2)["VLLM_CPU_OMP_THREADS_BIND"] == "0,2|1,3"
+
+
+@pytest.fixture
+def activation() -> Iterator[SiluAndMul]:
+    """As an engine on the CPU that compiles nothing has it."""
+    current_platform.import_kernels()
+    bind_activation()
+    bind_activation()
+    with set_current_vllm_config(VllmConfig(compilation_config=CompilationConfig(custom_ops=["all"]))):
+        yield SiluAndMul()
+    del op_registry_oot["SiluAndMul"]
+
+
+@pytest.mark.parametrize("width", [352, 176, 48])
+def test_a_token_has_the_same_activation_wherever_in_a_batch_it_is(activation: SiluAndMul, width: int) -> None:
+    rows = torch.randn(4096, 2 * width)
+    found = activation(rows)
+    for size in range(1, len(rows), 37):
+        differ = (activation(rows[:size]) != found[:size]).any(-1)
+        assert not differ.any(), f"of {size} rows {differ.nonzero().flatten().tolist()} differ"
+
+
+@pytest.mark.parametrize("width", [352, 12, 33])
+def test_an_activation_is_that_of_swiglu_at_any_width(activation: SiluAndMul, width: int) -> None:
+    rows = torch.randn(100, 2 * width)
+    gate, up = rows.double().split(width, -1)
+    torch.testing.assert_close(activation(rows).double(), gate * gate.sigmoid() * up, rtol=1e-6, atol=1e-6)
 
 
 A100, L40, H100, B200, RTX_5090 = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)

@@ -17,8 +17,9 @@ def register() -> None:
         if "shm" not in factory._registry:
             factory.register_engine("shm", f"megatron_rl.rollout.{module}", name)
     if ENGINE_VARIABLE in os.environ:
-        from megatron_rl.device import bind_stores
+        from megatron_rl.device import bind_activation, bind_stores
         from megatron_rl.processes import die_with_parent
 
         die_with_parent()
         bind_stores()
+        bind_activation()

@@ -120,7 +120,6 @@ def test_seeds_reproduce_samples(launch: Launch, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", ROUNDS)
-@pytest.mark.parametrize("launch", ["tp2"], indirect=True)  # of several engines each takes what it is in time for
 def test_log_probs_do_not_depend_on_what_is_generated_beside_a_sample(launch: Launch, number: int) -> None:
     found = launch.result["rounds"][number]
     assert found["rollout_log_probs_again"] == found["rollout_log_probs"]
