@@ -3,23 +3,25 @@
     python tests/chaos/chaos.py [--kills 50] [--seed N]        (make chaos)
 
 First the pipeline is left alone: SFT at DP=2, math RL at TP=2, code RL at PP=2, a few steps each. Then any process of
-it (launcher, rank, engine, verifier, writer of a checkpoint, or what a library started) gets SIGKILL at a random
-moment of its life, and again, the command being given anew each time it ends, until it is done; then another one, until
-all kills are made. An engine that is killed is replaced, and its samples are generated anew; that it was is the one
-metric that tells of it. What the step journal holds when a command is given again is not generated again: the step's
-line has the seconds that its generation took in the earlier start.
+it (launcher, rank, engine, verifier, writer of a checkpoint, or what a library started, each role as often as the
+others) gets SIGKILL at a random moment of its life, and again, the command being given anew each time it ends, until it
+is done; then another one, until all kills are made. An engine that is killed is replaced, and its samples are generated
+anew; that it was is the one metric that tells of it. What the step journal holds when a command is given again is not
+generated again: the step's line has the seconds that its generation took in the earlier start.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,13 +139,11 @@ def kill_at_random(pipeline: Pipeline, made: list[Kill], kills: int, rng: random
         begin = time.monotonic()
         while process.poll() is None and len(made) < kills:
             await_moment(pipeline, process, rng)
-            victims = [] if process.poll() is not None else processes_of(process.pid)
+            victims = {} if process.poll() is not None else processes_of(process.pid)
             if not victims:
                 break
-            victim, (stage, steps) = rng.choice(victims), pipeline.place()
-            role = role_of(victim, process.pid)
-            if role == _ENDED:
-                continue
+            role = rng.choice(sorted(victims))  # or an engine, one among many processes, would seldom be taken
+            victim, (stage, steps) = rng.choice(victims[role]), pipeline.place()
             seconds = time.monotonic() - begin
             try:
                 victim.kill()
@@ -171,13 +171,15 @@ def await_moment(pipeline: Pipeline, process: "subprocess.Popen[bytes]", rng: ra
     wait(process, rng.uniform(0.0, seconds))
 
 
-def processes_of(pid: int) -> list[psutil.Process]:
-    """A process and all that it and its children have started."""
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def processes_of(launcher: int) -> dict[str, list[psutil.Process]]:
+    """The launcher and all that it and its children have started, by their roles."""
+    found = defaultdict[str, list[psutil.Process]](list)
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(launcher)
+        for one in (process, *process.children(recursive=True)):
+            found[role_of(one, launcher)].append(one)
+    found.pop(_ENDED, None)
+    return found
 
 
 def role_of(process: psutil.Process, launcher: int) -> str:
@@ -307,14 +309,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
     console = Console(stderr=True, highlight=False)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        sft = folder / "runs" / "tiny_sft"
-        finish(folder, "data", "tiny", "runs/tiny_world")
-        finish(folder, "train", RECIPES / "sft.yaml", "validation.at_start=false", "validation.at_end=false")
-        whole = Pipeline(folder, "whole", sft)
-        finish(folder, *whole.arguments)
-        kills = chaos(folder, whole, sft, arguments.kills, arguments.seed, console)
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    console.print(f"seed {arguments.seed}, in {folder}, which stays unless all is well")
+    sft = folder / "runs" / "tiny_sft"
+    finish(folder, "data", "tiny", "runs/tiny_world")
+    finish(folder, "train", RECIPES / "sft.yaml", "validation.at_start=false", "validation.at_end=false")
+    whole = Pipeline(folder, "whole", sft)
+    finish(folder, *whole.arguments)
+    kills = chaos(folder, whole, sft, arguments.kills, arguments.seed, console)
+    shutil.rmtree(folder)
     console.print(table_of(kills))
     print(json.dumps({"kills": [asdict(kill) for kill in kills], "seed": arguments.seed, "equal": True}))
 
