@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vllm import SamplingParams
@@ -67,7 +68,9 @@ class Engine:
             **engine_arguments(device, config, max_model_len),
         )
         cpus = available_cpus()[engine_index::num_engines] or available_cpus()
-        self._environment = engine_environment(device, cpus, config.tensor_parallel_size) | {ENGINE_VARIABLE: "1"}
+        self._sockets = TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)  # vLLM leaves theirs behind
+        self._environment = engine_environment(device, cpus, config.tensor_parallel_size)
+        self._environment |= {ENGINE_VARIABLE: "1", "VLLM_RPC_BASE_PATH": self._sockets.name}
         self._transfer: dict[str, Any] | None = None
         self._requests: dict[str, SampleRequest] = {}
         self._start()
@@ -186,6 +189,7 @@ class Engine:
     def close(self) -> None:
         """End the engine's process."""
         self._llm.engine_core.shutdown()
+        self._sockets.cleanup()
 
     # The four calls of vLLM's weight-sync protocol (`VLLMWeightSyncClient`), with a version for every sync. They return
     # when the engine has died, so that the ranks that take part in a sync come to its end together.

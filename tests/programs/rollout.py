@@ -122,11 +122,14 @@ def main() -> None:
     dist.all_gather_object(children, [child.pid for child in psutil.Process().children(recursive=True)])
     listening: list[list[str]] = [[]] * parallel.world_size
     dist.all_gather_object(listening, listening_addresses())
+    files: list[list[str]] = [[]] * parallel.world_size
+    dist.all_gather_object(files, socket_files())
     if parallel.is_main:
         write_result(
             folder,
             {
                 "listening": listening,
+                "socket_files": files,
                 "rounds": rounds,
                 "greedy": [sample.tokens for sample in greedy],
                 "greedy_version": sorted({sample.policy_version for sample in greedy}),
@@ -152,6 +155,11 @@ def listening_addresses() -> list[str]:
         found for process in [here, *here.children(recursive=True)] for found in process.net_connections("tcp")
     ]
     return [found.laddr.ip for found in connections if found.status == psutil.CONN_LISTEN]
+
+
+def socket_files() -> list[str]:
+    """What this process's own Unix sockets have in a file system."""
+    return sorted({found.laddr for found in psutil.Process().net_connections("unix") if Path(found.laddr).is_socket()})
 
 
 def fp8_differences(source: QuantisedSource, whole: dict[str, Tensor]) -> list[str]:

@@ -182,3 +182,10 @@ def test_an_engine_that_dies_in_a_sync_is_replaced_and_has_the_weights(launch: L
 def test_no_engine_process_outlives_its_rank(launch: Launch) -> None:
     assert launch.started
     assert launch.left == []
+
+
+def test_no_socket_outlives_a_rank_that_ends_well(launch: Launch) -> None:
+    files = [Path(path) for rank in launch.result["socket_files"] for path in rank]
+    assert len(files) >= LAUNCHES[launch.folder.name.removeprefix("rollout_")[:3]]["engines"]
+    if not launch.folder.name.startswith("rollout_pp2"):  # whose rank 0 is killed
+        assert [path for path in files if path.exists() or path.parent.exists()] == []
