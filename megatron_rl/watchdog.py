@@ -118,6 +118,7 @@ class _Watchman:
         Path(self._file.name).unlink()
         with suppress(OSError):  # others have files there
             self._run.stacks.rmdir()
+            self._run.logs.rmdir()
 
     def _exchange(self) -> None:
         keys = ["verdict", *(f"beat/{rank}" for rank in self._watched)]

@@ -35,7 +35,7 @@ from megatron_rl.run_folder import RunFolder, write_json, write_lines, write_tex
 if TYPE_CHECKING:
     from megatron_rl.evaluation.journal import EvaluationJournal
     from megatron_rl.evaluation.served import ServedRollout
-    from megatron_rl.experience import Experience, ExperienceMaker, OnProgress
+    from megatron_rl.experience import Experience, ExperienceMaker
     from megatron_rl.parallel import Parallel
     from megatron_rl.rollout.rollout import Rollout
     from megatron_rl.stage import PromptSet
@@ -114,7 +114,7 @@ def evaluate(
     """Generate and judge; called by every process of a job.
 
     With `out` every sample is kept there the moment it has its verdict: the same command, given again after the job was
-    killed, generates those that are missing.
+    killed, generates those that are missing. A process that freezes or gets stuck is named, and the job ends with 76.
 
     Returns:
         The main process's summary, of each benchmark by its name: `accuracy` is the mean over all samples (avg@k). With
@@ -145,7 +145,7 @@ def evaluate(
         _check_writable(out)
     sets = {name: PromptSet(found, prompts[name]) for name, found in problems.items()}
     figures, journals = {}, []
-    with _maker(folder, config, sets) as (parallel, maker):
+    with _maker(folder, config, sets, out) as (parallel, maker):
         for benchmark in benchmarks:
             prompt_set = sets[benchmark.name]
             if out is not None:
@@ -188,16 +188,20 @@ def _check_writable(out: Path) -> None:
 
 @contextmanager
 def _maker(
-    folder: Path, config: EvaluationConfig, sets: Mapping[str, "PromptSet"]
+    folder: Path, config: EvaluationConfig, sets: Mapping[str, "PromptSet"], out: Path | None
 ) -> Iterator[tuple["Parallel", "ExperienceMaker"]]:
     """With engines of our own, or with a server."""
     import torch.distributed as dist
 
     from megatron_rl.experience import ExperienceMaker
+    from megatron_rl.watchdog import watch
 
     parallel = _join(config)
     with ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
+        if config.server.url is None:  # a server's answers have a deadline of their own
+            run = RunFolder(out or Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            stack.enter_context(watch(parallel, run, config.cluster))
         rollout = _rollout(folder, config, parallel, sets)
         stack.callback(rollout.close)
         maker = ExperienceMaker(rollout, config.verifier)
@@ -257,16 +261,20 @@ def _collect(
     import torch.distributed as dist
 
     from megatron_rl.progress import Progress
+    from megatron_rl.pulse import tick
 
     known = journal.read(prompt_set.prompts) if journal is not None and is_main else []
     dist.barrier()  # before another rank begins a file of its own
     with ExitStack() as stack:
-        show: OnProgress = lambda *_: None  # noqa: E731
-        if is_main:
-            progress = stack.enter_context(Progress(benchmark.title, 1))
-            show = progress.phase
-            if known:
-                progress.note(f"{benchmark.name}: {len(known)} samples are there from an earlier start")
+        progress = stack.enter_context(Progress(benchmark.title, 1)) if is_main else None
+        if progress is not None and known:
+            progress.note(f"{benchmark.name}: {len(known)} samples are there from an earlier start")
+
+        def show(phase: str, done: int, total: int) -> None:
+            tick(phase)
+            if progress is not None:
+                progress.phase(phase, done, total)
+
         experience = maker.collect(
             prompt_set.problems,
             prompt_set.prompts,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import free_port
 from test_cli import ROOT, megatron_rl, refused
 from transformers import AutoModelForCausalLM
 from waiting import eventually
@@ -17,7 +18,7 @@ from waiting import eventually
 from megatron_rl.config.schema import DataConfig
 from megatron_rl.data.problems import load_problems
 from megatron_rl.data.prompts import encode_prompt, load_tokenizer
-from megatron_rl.errors import InputError
+from megatron_rl.errors import INTERRUPTED_EXIT_CODE, InputError
 from megatron_rl.evaluation.evaluate import load_evaluation, model_folder
 
 SMALL = ["generation.max_new_tokens=12", "max_total_sequence_length=200", "precision=fp32", "verifier.num_workers=1"]
@@ -87,6 +88,49 @@ def test_killed_and_started_again_it_has_each_sample_once(
         own = records[number * SAMPLES :][:SAMPLES]
         assert [record["response"] for record in own] == [written] * SAMPLES
         assert [record["response_tokens"] for record in own] == [tokens.shape[1] - prompt.shape[1]] * SAMPLES
+
+
+@pytest.mark.long
+def test_a_process_that_freezes_is_named_and_its_job_ends_and_goes_on_when_started_again(
+    model_folders: dict[str, Path], benchmark: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings = [*SMALL, f"num_generations_per_prompt={SAMPLES}", "generation.max_num_seqs=1", "cluster.device=cpu"]
+    settings += ["generation.enforce_eager=true", "cluster.heartbeat_timeout_seconds=6"]
+    command = ["eval", model_folders["untied"], "--benchmark", benchmark, "--out", out, *settings]
+
+    def job() -> list["subprocess.Popen[str]"]:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "megatron_rl", *map(str, command)],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "RANK": rank, "LOCAL_RANK": rank} | place,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in "01"
+        ]
+
+    main, other = job()
+    try:
+        assert eventually(lambda: kept(out) >= 2 or main.poll() is not None, seconds=240)
+        other.send_signal(signal.SIGSTOP)
+        _, said = main.communicate(timeout=120)
+    finally:
+        other.kill()
+    other.communicate()
+    assert main.returncode == INTERRUPTED_EXIT_CODE
+    assert "megatron-rl: no sign of rank 1 for " in said
+    assert (out / "logs" / "stacks" / "verdict.txt").read_text() in said
+    assert "evaluate.py" in (out / "logs" / "stacks" / "rank_0.txt").read_text()
+
+    before = kept(out)
+    main, other = job()
+    _, said = main.communicate(timeout=240)
+    other.communicate(timeout=60)
+    assert (main.returncode, other.returncode) == (0, 0), said
+    assert f"sums: {before} samples are there from an earlier start" in said
+    assert json.loads((out / "summary.json").read_text())["benchmarks"]["sums"]["prompts"] == 3
 
 
 def test_the_defaults_are_the_papers() -> None:
