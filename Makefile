@@ -37,8 +37,8 @@ test: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the tests (20 to 25 minutes on tw
 test-long: $(INSTALLED) $(LAUNCH_INSTALLED)  ## Run the demo and what it promises, a real Slurm (an hour).
 	$(BIN)/python -m pytest -m "$(LONG)"
 
-chaos: $(INSTALLED)  ## Kill processes of a small pipeline at random moments. Options: KILLS=50 (an hour)
-	$(BIN)/python -W ignore tests/chaos/chaos.py $(if $(KILLS),--kills $(KILLS))
+chaos: $(INSTALLED)  ## Kill processes of a small pipeline at random moments. Options: KILLS=50 ONLY=engine (an hour)
+	$(BIN)/python -W ignore tests/chaos/chaos.py $(if $(KILLS),--kills $(KILLS)) $(if $(ONLY),--only $(ONLY))
 
 lint: $(INSTALLED)  ## ruff and mypy.
 	$(BIN)/ruff check .

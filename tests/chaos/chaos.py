@@ -1,6 +1,6 @@
 """Processes of the tiny pipeline killed at random moments, and the same command given again: nothing may differ.
 
-    python tests/chaos/chaos.py [--kills 50] [--seed N]        (make chaos)
+    python tests/chaos/chaos.py [--kills 50] [--seed N] [--only ROLE]        (make chaos)
 
 First the pipeline is left alone: SFT at DP=2, math RL at TP=2, code RL at PP=2, a few steps each. Then any process of
 it (launcher, rank, engine, verifier, writer of a checkpoint, or what a library started, each role as often as the
@@ -48,6 +48,7 @@ MOMENTS = ("early", "at any time", "in a step")
 EARLY_SECONDS, ANY_SECONDS, STEP_SECONDS = 12.0, 60.0, 3.0
 _MARK = "CHAOS_RUN"
 _ENDED = "ended"
+_OFTEN_THERE = ("launcher", "keeper", "rank", "engine", "verifier", "resource tracker", "fork server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,9 @@ def finish(folder: Path, *arguments: str | Path) -> None:
     assert status == 0, (folder / "output.log").read_text(errors="replace")[-4000:]
 
 
-def kill_at_random(pipeline: Pipeline, made: list[Kill], kills: int, rng: random.Random, console: Console) -> None:
+def kill_at_random(
+    pipeline: Pipeline, made: list[Kill], kills: int, rng: random.Random, console: Console, only: str | None
+) -> None:
     """Until the pipeline is done; no more when so many kills have been made.
 
     Raises:
@@ -142,7 +145,10 @@ def kill_at_random(pipeline: Pipeline, made: list[Kill], kills: int, rng: random
             victims = {} if process.poll() is not None else processes_of(process.pid)
             if not victims:
                 break
-            role = rng.choice(sorted(victims))  # or an engine, one among many processes, would seldom be taken
+            roles = [role for role in sorted(victims) if only in (None, role)]
+            if not roles:
+                continue
+            role = rng.choice(roles)  # or an engine, one among many processes, would seldom be taken
             victim, (stage, steps) = rng.choice(victims[role]), pipeline.place()
             seconds = time.monotonic() - begin
             try:
@@ -276,12 +282,14 @@ def differences(whole: Pipeline, killed: Pipeline) -> list[str]:
     return found
 
 
-def chaos(folder: Path, whole: Pipeline, sft: Path, kills: int, seed: int, console: Console) -> list[Kill]:
+def chaos(
+    folder: Path, whole: Pipeline, sft: Path, kills: int, seed: int, console: Console, only: str | None = None
+) -> list[Kill]:
     """Kill pipelines until all kills are made, and compare each with the one left alone."""
     rng, made = random.Random(seed), list[Kill]()
     while len(made) < kills:
         killed = Pipeline(folder, f"killed_after_{len(made)}", sft)
-        kill_at_random(killed, made, kills, rng, console)
+        kill_at_random(killed, made, kills, rng, console, only)
         found = differences(whole, killed)
         assert not found, found
         steps = len(killed.journaled)
@@ -307,6 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--only", choices=_OFTEN_THERE, help="kill no others")
     arguments = parser.parse_args()
     console = Console(stderr=True, highlight=False)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -316,7 +325,7 @@ def main() -> None:
     finish(folder, "train", RECIPES / "sft.yaml", "validation.at_start=false", "validation.at_end=false")
     whole = Pipeline(folder, "whole", sft)
     finish(folder, *whole.arguments)
-    kills = chaos(folder, whole, sft, arguments.kills, arguments.seed, console)
+    kills = chaos(folder, whole, sft, arguments.kills, arguments.seed, console, arguments.only)
     shutil.rmtree(folder)
     console.print(table_of(kills))
     print(json.dumps({"kills": [asdict(kill) for kill in kills], "seed": arguments.seed, "equal": True}))
